@@ -1,1 +1,4 @@
+//! greenshield gives a fleet of Matrix bots end-to-end encryption.
 
+pub mod model;
+pub mod store;

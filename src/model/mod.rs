@@ -1,0 +1,10 @@
+//! Words that the whole crate shares: our own ids and the small enums that rows speak in.
+//!
+//! Everything of Matrix keeps ruma's types; these are the things that exist only here. No bare
+//! integer or string id crosses a function boundary.
+
+mod ids;
+mod states;
+
+pub use ids::{BotId, CodeId, EntryId, EventSeq, SendId, SignupId, VerificationId};
+pub use states::{BotState, Decryption, UnknownWord, VerificationPolicy, VerificationState};

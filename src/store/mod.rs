@@ -1,0 +1,88 @@
+//! All SQL, and nothing but SQL.
+//!
+//! Postgres is the only seam between the parts of greenshield: edges write rows, workers turn rows
+//! into homeserver calls and more rows, edges read rows. The functions here are free functions over a
+//! connection, grouped by table, so that a caller composes several of them in one transaction; `now`
+//! and random values are passed in.
+//!
+//! - [`Store`] is the pool and the [`Sealer`]; whatever is secret goes through the latter.
+//! - [`fence`] keeps a worker that lost its lease from writing.
+//! - [`crypto_store`] is matrix-sdk-crypto's `CryptoStore` on the same database.
+
+pub mod fence;
+pub mod sealer;
+
+use sqlx::{
+    PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+pub use self::{
+    fence::Fence,
+    sealer::{SealError, Sealer, WrappingKey},
+};
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database refused or could not be reached.
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+    /// Migrations could not be applied, or the database is newer than this program.
+    #[error("the database's schema does not fit")]
+    Migration(#[from] sqlx::migrate::MigrateError),
+    /// A sealed value did not open.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// A column holds what this version does not know.
+    #[error("a row holds something that this version does not know")]
+    Unknown(#[from] crate::model::UnknownWord),
+    /// A value could not be written or read as JSON.
+    #[error("a row's JSON does not fit")]
+    Json(#[from] serde_json::Error),
+    /// A stored Matrix id is not one.
+    #[error("a row holds a malformed Matrix id")]
+    Id(#[from] ruma::IdParseError),
+    /// Another process has taken this shard's lease over.
+    #[error("the lease on this shard was lost to another process")]
+    LeaseLost,
+}
+
+/// The database and the key to what is sealed in it; cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    pool: PgPool,
+    sealer: Sealer,
+}
+
+/// The migrations, compiled in.
+pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
+
+impl Store {
+    /// A store over a pool whose schema is up to date.
+    #[must_use]
+    pub const fn new(pool: PgPool, sealer: Sealer) -> Self {
+        Self { pool, sealer }
+    }
+
+    /// The pool.
+    #[must_use]
+    pub const fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// The sealer.
+    #[must_use]
+    pub const fn sealer(&self) -> &Sealer {
+        &self.sealer
+    }
+}
+
+/// Opens a pool of at most `max_connections`; connects on first use.
+#[must_use]
+pub fn pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(max_connections)
+        .acquire_timeout(std::time::Duration::from_secs(10))
+        .connect_lazy_with(options)
+}
