@@ -10,7 +10,9 @@
 //! - [`crypto_store`] is matrix-sdk-crypto's `CryptoStore` on the same database.
 
 pub mod fence;
+pub mod queue;
 pub mod sealer;
+pub mod signals;
 
 use sqlx::{
     PgPool,
@@ -20,6 +22,7 @@ use sqlx::{
 pub use self::{
     fence::Fence,
     sealer::{SealError, Sealer, WrappingKey},
+    signals::{Signal, Signals},
 };
 
 /// Why the store could not do what it was asked.
