@@ -3,8 +3,10 @@
 //! Everything of Matrix keeps ruma's types; these are the things that exist only here. No bare
 //! integer or string id crosses a function boundary.
 
+mod fingerprint;
 mod ids;
 mod states;
 
+pub use fingerprint::fingerprint;
 pub use ids::{BotId, CodeId, EntryId, EventSeq, SendId, SignupId, VerificationId};
 pub use states::{BotState, Decryption, UnknownWord, VerificationPolicy, VerificationState};

@@ -9,17 +9,41 @@
 //! - [`fence`] keeps a worker that lost its lease from writing.
 //! - [`crypto_store`] is matrix-sdk-crypto's `CryptoStore` on the same database.
 
+pub mod bots;
+pub mod codes;
+pub mod crypto_store;
+pub mod events;
 pub mod fence;
+pub mod health;
+pub mod inbox;
+pub mod leases;
+pub mod open;
+pub mod outbox;
+pub mod provisioning;
 pub mod queue;
+pub mod responses;
+pub mod rooms;
 pub mod sealer;
 pub mod signals;
+pub mod signups;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod to_device;
+pub mod tokens;
+pub mod transactions;
+pub mod verifications;
 
 use sqlx::{
-    PgPool,
+    PgPool, Postgres, Transaction,
+    pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
+/// One connection, in or outside a transaction: what the functions of this module take.
+pub use sqlx::PgConnection as Connection;
+
 pub use self::{
+    crypto_store::PgCryptoStore,
     fence::Fence,
     sealer::{SealError, Sealer, WrappingKey},
     signals::{Signal, Signals},
@@ -72,6 +96,24 @@ impl Store {
     #[must_use]
     pub const fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// A connection of the pool.
+    ///
+    /// # Errors
+    ///
+    /// If the database cannot be reached, or all connections stay busy for too long.
+    pub async fn connection(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+        Ok(self.pool.acquire().await?)
+    }
+
+    /// A transaction.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::connection`].
+    pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
+        Ok(self.pool.begin().await?)
     }
 
     /// The sealer.

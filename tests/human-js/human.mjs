@@ -37,6 +37,12 @@ async function call(method, params) {
         session?.client.stopClient();
         return {};
     }
+    if (method === "logout") {
+        // Unlike `stop`, takes the device off the account: nobody encrypts for it, or is warned of it, any more.
+        await session?.client.logout(true);
+        session = undefined;
+        return {};
+    }
     if (!Object.hasOwn(methods, method)) throw new Error(`unknown method ${JSON.stringify(method)}`);
     if (!session) throw new Error(`${method}: log in first`);
     return methods[method](session, params);

@@ -42,10 +42,14 @@ export async function login({ homeserver, user_id, password, exclude_insecure = 
     const flows = new Flows(client);
 
     try {
+        // Element does this after the first sync. But with the sync running, a query of our own keys may overlap the
+        // upload of new ones, and the answer with the old ones then undoes our trust in the new.
+        const { master_keys } = await client.downloadKeysForUsers([userId]);
+        const setUp = reset_identity || !master_keys?.[userId];
+        if (setUp) await setUpCrossSigning(client, { identifier, password, reset_identity });
         await startSync(client);
-        if (reset_identity || !(await crypto.userHasCrossSigningKeys())) {
-            await setUpCrossSigning(client, { identifier, password, reset_identity });
-        }
+        if (setUp) await untilCrossSigned(client);
+
         const own = await crypto.getDeviceVerificationStatus(userId, device_id);
         const answer = { user_id: userId, device_id, verified: own?.crossSigningVerified ?? false };
         return { client, crypto, flows, answer };
@@ -93,8 +97,11 @@ async function setUpCrossSigning(client, { identifier, password, reset_identity 
             }
         },
     });
+}
 
-    // The signature on our own device counts once it has come back from the homeserver.
+/** The signature on our own device counts once it has come back from the homeserver. */
+async function untilCrossSigned(client) {
+    const crypto = client.getCrypto();
     const [userId, deviceId] = [client.getUserId(), client.getDeviceId()];
     const status = () => crypto.getDeviceVerificationStatus(userId, deviceId);
     await until(async () => (await status())?.crossSigningVerified || undefined, {

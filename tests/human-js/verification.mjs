@@ -127,7 +127,9 @@ export class Flows extends EventEmitter {
     }
 
     incoming() {
-        return [...this.#flows.values()].filter(({ handedOut, request }) => !handedOut && !request.initiatedByMe);
+        // A new session's first sync also brings requests of the last ten minutes, which are over.
+        const isWaiting = (flow) => !flow.handedOut && !flow.request.initiatedByMe && flow.request.pending;
+        return [...this.#flows.values()].filter(isWaiting);
     }
 }
 
@@ -155,17 +157,19 @@ function sasOf(flow) {
  * It does so with every sync, and takes a request made before then as a second one at a time: it cancels both. People
  * are never that fast.
  */
-function untilForgotten({ client, crypto }, userId) {
+async function untilForgotten({ client, crypto }, userId) {
     const finished = () =>
         crypto
             .getOlmMachineOrThrow()
             .getVerificationRequests(new UserId(userId))
             .filter((request) => request.isDone());
-    return until(() => finished().length === 0 || undefined, {
+    if (finished().length === 0) return;
+    // An idle sync may take 30 seconds to return; news of our own make it return now.
+    await client.setAccountData("greenshield.human.nudge", { ts: Date.now() });
+    await until(() => finished().length === 0 || undefined, {
         on: [client, ClientEvent.Sync],
         what: `the last verification with ${userId} to be put away`,
         seen: () => `still there: ${finished().map(({ flowId }) => flowId)}`,
-        timeoutMs: 60_000, // an idle sync takes up to 30 seconds
     });
 }
 

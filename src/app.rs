@@ -1,0 +1,249 @@
+//! The composition root: puts the parts together, starts them, and stops them in order.
+//!
+//! Three listeners, the supervisor, the responder and the ear for notifications run until the process
+//! is told to stop (SIGTERM or ctrl-c). Then listeners take nothing new, running steps end, and the
+//! leases are let go. If any part ends by itself, the others are stopped too and the process fails: a
+//! half-alive greenshield helps nobody.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use axum::{Json, Router, routing::get};
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    appservice::{self, AppserviceState},
+    clock::Clock,
+    config::Config,
+    homeserver::Homeserver,
+    openapi,
+    operator::{self, Operator, Readiness},
+    registration::Registration,
+    responder::Responder,
+    signup::{self, Signup},
+    store::{Signals, Store, leases::Process, transactions},
+    telemetry::Metrics,
+    web::{self, kit, kit::Bounds},
+    worker::{Context, Settings, Supervisor},
+};
+
+/// How long a transaction may take: the homeserver gives up after a minute.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(55);
+/// How long any other request may take: longer than a signup waits.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Serves until the process is told to stop.
+///
+/// # Errors
+///
+/// If a listener cannot be opened, or a part ends by itself.
+pub async fn serve(
+    config: Config,
+    registration: Registration,
+    store: Store,
+) -> anyhow::Result<()> {
+    let clock = Clock::system();
+    let signals = Signals::default();
+    let metrics = Metrics::install()?;
+    let readiness = Readiness::default();
+    let homeserver = Homeserver::new(&config.homeserver.url, registration.as_token.clone())?;
+    let stop = CancellationToken::new();
+
+    let listeners = Listeners::open(&config).await?;
+    let process = announce(&config, &store, &clock).await?;
+    let context = Context {
+        store: store.clone(),
+        homeserver: homeserver.clone(),
+        clock: clock.clone(),
+        settings: Arc::new(settings(&config)),
+    };
+    let appservice = appservice::router(AppserviceState {
+        store: store.clone(),
+        clock: clock.clone(),
+        hs_token: registration.hs_token.clone(),
+    });
+    let public = signup::router(Signup::new(&config, store.clone(), signals.clone(), clock.clone()))
+        .route("/openapi.json", get(async || Json(openapi::document())));
+    let operator =
+        operator::router(Operator::new(store.clone(), metrics, readiness.clone()));
+    let limit = config.limits.request_body_bytes;
+
+    let mut parts = Parts { running: JoinSet::new(), stop: stop.clone() };
+    parts.listener(
+        "appservice",
+        listeners.appservice,
+        appservice,
+        Bounds {
+            listener: "appservice",
+            body_bytes: config.limits.transaction_body_bytes,
+            timeout: TRANSACTION_TIMEOUT,
+        },
+    );
+    let bounds =
+        |listener| Bounds { listener, body_bytes: limit, timeout: REQUEST_TIMEOUT };
+    parts.listener("public", listeners.public, public, bounds("public"));
+    parts.listener("operator", listeners.operator, operator, bounds("operator"));
+    parts.task("notifications", signals.clone().listen(store.pool().clone(), stop.clone()));
+    parts.task("supervisor", Supervisor::new(context, signals.clone(), process).run(stop.clone()));
+    if config.bots.responder {
+        let responder = Responder::new(store.clone(), signals, clock);
+        parts.task("responder", responder.run(stop.clone()));
+    }
+    let id = registration.id.clone();
+    parts.helper(greet(homeserver, id, readiness, stop.clone()));
+    parts.helper(stop_on_signal(stop));
+    info!(
+        appservice = %config.appservice.listen,
+        public = %config.public.listen,
+        operator = %config.operator.listen,
+        "serving"
+    );
+    parts.wait().await
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        concurrency: config.workers.concurrency,
+        machine_cache: config.workers.machine_cache,
+        lease: config.workers.lease,
+        server_name: config.homeserver.server_name.clone(),
+        invite_policy: config.bots.invite_policy,
+        invite_allow: config.bots.invite_allow.clone(),
+        space: config.signup.space.clone(),
+        rooms: config.signup.rooms.clone(),
+        responder: config.bots.responder,
+    }
+}
+
+/// Takes our place among the processes. If we are the only one, nobody took transactions in before us:
+/// what the homeserver dropped meanwhile is asked for, bot by bot.
+async fn announce(config: &Config, store: &Store, clock: &Clock) -> anyhow::Result<Process> {
+    let mut process = Process::announce(store, clock.now()).await?;
+    let lease = chrono::Duration::from_std(config.workers.lease)?;
+    if process.is_alone(lease, clock.now()).await? {
+        transactions::outage_ended(&mut *store.connection().await?, clock.now()).await?;
+    }
+    Ok(process)
+}
+
+/// Asks the homeserver to ping us, until it has: then it knows that we are back, and sends at once
+/// what it holds for us. What it says when it cannot is what an operator needs to read.
+async fn greet(
+    homeserver: Homeserver,
+    appservice_id: String,
+    readiness: Readiness,
+    stop: CancellationToken,
+) {
+    let mut wait = Duration::from_millis(200);
+    loop {
+        match homeserver.ping(&appservice_id, "greenshield-start").await {
+            Ok(()) => {
+                info!("the homeserver reaches us");
+                readiness.heard();
+                return;
+            }
+            Err(error) => warn!(
+                %error,
+                "the homeserver cannot be asked to reach us yet; `greenshield doctor` tells why"
+            ),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => wait = (wait * 2).min(Duration::from_secs(30)),
+        }
+    }
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        warn!("cannot listen for SIGTERM");
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => info!("told to stop"),
+        _ = tokio::signal::ctrl_c() => info!("told to stop"),
+        () = stop.cancelled() => {}
+    }
+    stop.cancel();
+}
+
+/// The three listeners, all opened before anything is started.
+struct Listeners {
+    appservice: TcpListener,
+    public: TcpListener,
+    operator: TcpListener,
+}
+
+impl Listeners {
+    async fn open(config: &Config) -> anyhow::Result<Self> {
+        let open = async |key: &str, address: std::net::SocketAddr| {
+            TcpListener::bind(address).await.with_context(|| {
+                format!("cannot listen on {address}: change `{key}` in {}", config.path.display())
+            })
+        };
+        Ok(Self {
+            appservice: open("appservice.listen", config.appservice.listen).await?,
+            public: open("public.listen", config.public.listen).await?,
+            operator: open("operator.listen", config.operator.listen).await?,
+        })
+    }
+}
+
+/// What runs, each part with its name.
+struct Parts {
+    running: JoinSet<(Option<&'static str>, anyhow::Result<()>)>,
+    stop: CancellationToken,
+}
+
+impl Parts {
+    fn listener(
+        &mut self,
+        name: &'static str,
+        listener: TcpListener,
+        router: Router,
+        bounds: Bounds,
+    ) {
+        let served = web::serve(listener, kit::finish(router, bounds), self.stop.clone());
+        self.running.spawn(async move { (Some(name), served.await.map_err(Into::into)) });
+    }
+
+    /// A part that must not end before it is told to.
+    fn task(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.running.spawn(async move {
+            task.await;
+            (Some(name), Ok(()))
+        });
+    }
+
+    /// A part that may end.
+    fn helper(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.running.spawn(async move {
+            task.await;
+            (None, Ok(()))
+        });
+    }
+
+    /// Waits until everything has ended; the first part that ends too early takes the others along.
+    async fn wait(mut self) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        while let Some(ended) = self.running.join_next().await {
+            let (name, ended) = ended.context("a part of greenshield panicked").unwrap_or_else(
+                |panic| (Some("a part"), Err(panic)),
+            );
+            let Some(name) = name else { continue };
+            let early = !self.stop.is_cancelled();
+            self.stop.cancel();
+            let ended = match ended {
+                Ok(()) if early => Err(anyhow::anyhow!("{name} ended by itself")),
+                ended => ended.with_context(|| format!("{name} failed")),
+            };
+            if result.is_ok() {
+                result = ended;
+            }
+        }
+        result
+    }
+}

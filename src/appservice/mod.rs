@@ -1,0 +1,46 @@
+//! What the homeserver calls (Application Service API, specification v1.17).
+//!
+//! A transaction is turned into rows and answered: nothing here decrypts, calls the homeserver, or
+//! waits for a worker. The order is the promise: the rows are committed *before* the `200 {}`, so
+//! whatever the homeserver believes delivered is on our disk.
+//!
+//! Read in this order: [`auth`] (is it the homeserver?), [`transactions`] (the endpoint), [`wire`]
+//! (what a body says), [`fan_out`] (who it concerns), [`room_facts`] (what state events tell),
+//! [`queries`] (does this user exist?) and [`ping`].
+
+mod auth;
+mod fan_out;
+mod ping;
+mod queries;
+mod room_facts;
+mod transactions;
+pub mod wire;
+
+use axum::{
+    Router,
+    routing::{get, post, put},
+};
+use secrecy::SecretString;
+
+use crate::{clock::Clock, store::Store};
+
+/// What the endpoints need.
+#[derive(Clone)]
+pub struct AppserviceState {
+    /// The database.
+    pub store: Store,
+    /// The time.
+    pub clock: Clock,
+    /// What the homeserver must show.
+    pub hs_token: SecretString,
+}
+
+/// The routes of the `appservice` listener.
+pub fn router(state: AppserviceState) -> Router {
+    Router::new()
+        .route("/_matrix/app/v1/transactions/{txn_id}", put(transactions::put))
+        .route("/_matrix/app/v1/users/{user_id}", get(queries::user))
+        .route("/_matrix/app/v1/rooms/{alias}", get(queries::room))
+        .route("/_matrix/app/v1/ping", post(ping::post))
+        .with_state(state)
+}

@@ -1,0 +1,21 @@
+//! What a state event tells of its room, as far as sending needs to know it.
+
+use super::wire::RoomEvent;
+use crate::store::rooms::Fact;
+
+/// The fact that this event tells, if it is a state event that tells one.
+pub(super) fn fact(event: &RoomEvent) -> Option<Fact> {
+    let state_key = event.state_key.as_deref()?;
+    match (event.event_type.as_str(), state_key) {
+        ("m.room.member", user_id) => Some(Fact::Member {
+            user_id: user_id.to_owned(),
+            // A member event without a membership takes nobody in.
+            membership: event.content_str("membership").unwrap_or("leave").to_owned(),
+        }),
+        ("m.room.encryption", "") => Some(Fact::Encryption(event.json.get("content")?.clone())),
+        ("m.room.history_visibility", "") => {
+            Some(Fact::HistoryVisibility(event.content_str("history_visibility")?.to_owned()))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,341 @@
+//! Verification by SAS, reduced to what a worker decides on.
+//!
+//! A flow is either a request (in a room or over to-device) that turns into a SAS, or a SAS that was
+//! started without one, as older clients do. Both are looked up by the other user and the flow id, and
+//! told as one [`FlowState`]. It lives in the machine's memory only: after a restart there is no flow,
+//! and whoever has a row for one sends a cancel.
+
+use matrix_sdk_crypto::{
+    CancelInfo, SasState, Verification, VerificationRequest, VerificationRequestState,
+    types::requests::OutgoingVerificationRequest,
+};
+use ruma::{
+    OwnedRoomId, OwnedUserId, UserId,
+    api::client::keys::upload_signatures,
+    events::{
+        AnyMessageLikeEvent,
+        key::verification::{VerificationMethod, cancel::CancelCode},
+    },
+};
+use serde_json::{Value, json};
+
+use super::{BotMachine, CryptoError};
+
+/// A verification message that came, with what tells which flow it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerificationMessage {
+    /// Who sent it.
+    pub sender: OwnedUserId,
+    /// The request's event id in a room, the transaction id over to-device.
+    pub flow_id: String,
+    /// `m.key.verification....`; a request in a room is told as `m.key.verification.request`.
+    pub kind: String,
+    /// The room; `None` over to-device.
+    pub room: Option<OwnedRoomId>,
+    /// Whom a request in a room is addressed to.
+    pub to: Option<String>,
+    /// The sender's device, where the message names it.
+    pub from_device: Option<String>,
+}
+
+const PREFIX: &str = "m.key.verification.";
+const REQUEST: &str = "m.key.verification.request";
+
+impl VerificationMessage {
+    /// Reads a to-device event; `None` if it is about something else.
+    #[must_use]
+    pub fn from_to_device(event: &Value) -> Option<Self> {
+        let kind = event.get("type")?.as_str()?;
+        if !kind.starts_with(PREFIX) {
+            return None;
+        }
+        let content = event.get("content")?;
+        Some(Self {
+            sender: event.get("sender")?.as_str()?.try_into().ok()?,
+            flow_id: content.get("transaction_id")?.as_str()?.to_owned(),
+            kind: kind.to_owned(),
+            room: None,
+            to: None,
+            from_device: text(content, "from_device"),
+        })
+    }
+
+    /// Reads a decrypted (or never encrypted) room event; `None` if it is about something else.
+    #[must_use]
+    pub fn from_room_event(event: &Value) -> Option<Self> {
+        let event_type = event.get("type")?.as_str()?;
+        let content = event.get("content")?;
+        let sender = event.get("sender")?.as_str()?.try_into().ok()?;
+        let room = event.get("room_id")?.as_str()?.try_into().ok();
+        let from_device = text(content, "from_device");
+        if event_type == "m.room.message" {
+            return (content.get("msgtype")?.as_str()? == REQUEST).then_some(Self {
+                sender,
+                flow_id: event.get("event_id")?.as_str()?.to_owned(),
+                kind: REQUEST.to_owned(),
+                room,
+                to: text(content, "to"),
+                from_device,
+            });
+        }
+        if !event_type.starts_with(PREFIX) {
+            return None;
+        }
+        let flow_id = content.get("m.relates_to")?.get("event_id")?.as_str()?.to_owned();
+        Some(Self { sender, flow_id, kind: event_type.to_owned(), room, to: None, from_device })
+    }
+
+    /// Whether it asks for a verification.
+    #[must_use]
+    pub fn is_request(&self) -> bool {
+        self.kind == REQUEST
+    }
+
+    /// Whether it begins a flow: a request, or a SAS started without one.
+    #[must_use]
+    pub fn begins(&self) -> bool {
+        self.is_request() || (self.room.is_none() && self.kind == "m.key.verification.start")
+    }
+
+    /// Whether it ends a flow: nobody answers these.
+    #[must_use]
+    pub fn ends(&self) -> bool {
+        matches!(self.kind.as_str(), "m.key.verification.cancel" | "m.key.verification.done")
+    }
+
+    /// Whether the sender confirms the emoji with it.
+    #[must_use]
+    pub fn is_mac(&self) -> bool {
+        self.kind == "m.key.verification.mac"
+    }
+}
+
+fn text(content: &Value, key: &str) -> Option<String> {
+    content.get(key).and_then(Value::as_str).map(ToOwned::to_owned)
+}
+
+/// How far a flow has got.
+#[derive(Clone, Debug)]
+pub enum FlowState {
+    /// The human asks; `sas` tells whether the human's client can do emoji.
+    Requested {
+        /// Whether SAS is among the methods offered.
+        sas: bool,
+    },
+    /// We asked, or both are willing: the human's client starts the SAS.
+    Waiting {
+        /// Whether both sides have said that they are willing.
+        ready: bool,
+    },
+    /// The human's client started a SAS: to be accepted.
+    Started,
+    /// A SAS was accepted: keys are on their way.
+    Accepted,
+    /// The emoji are there.
+    Emoji {
+        /// Seven of `{symbol, description}`.
+        emoji: Option<Value>,
+        /// Three numbers.
+        decimals: Value,
+    },
+    /// We have confirmed, the human has not yet.
+    Confirmed,
+    /// Both have.
+    Done,
+    /// It ended without.
+    Cancelled {
+        /// The specification's code.
+        code: String,
+        /// The same in a sentence.
+        reason: String,
+    },
+}
+
+/// A flow in the machine's memory.
+pub struct Flow {
+    request: Option<VerificationRequest>,
+    sas: Option<Box<matrix_sdk_crypto::Sas>>,
+}
+
+/// What confirming gave to send.
+pub struct Confirmed {
+    /// Messages of the flow.
+    pub messages: Vec<OutgoingVerificationRequest>,
+    /// Our signature of the human's identity, if the human had confirmed before.
+    pub signatures: Option<upload_signatures::v3::Request>,
+}
+
+impl BotMachine {
+    /// Feeds a room event of a verification. A request is heeded only if the sender's devices are
+    /// known: query them first.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails. An event that does not parse is of no flow, and is no error.
+    pub async fn receive_room_verification(&self, event: &Value) -> Result<(), CryptoError> {
+        let Ok(event) = serde_json::from_value::<AnyMessageLikeEvent>(event.clone()) else {
+            return Ok(());
+        };
+        Ok(self.machine.receive_verification_event(&event).await?)
+    }
+
+    /// The flow with a user, if it is in memory.
+    #[must_use]
+    pub fn flow(&self, user: &UserId, flow_id: &str) -> Option<Flow> {
+        let request = self.machine.get_verification_request(user, flow_id);
+        let sas = self.machine.get_verification(user, flow_id).and_then(Verification::sas_v1);
+        (request.is_some() || sas.is_some()).then_some(Flow { request, sas })
+    }
+
+    /// Ends every flow with a user but `keep`, so that a new one does not collide with it: the machine
+    /// cancels both of two. Returns what tells the other side.
+    #[must_use]
+    pub fn cancel_other_flows(
+        &self,
+        user: &UserId,
+        keep: &str,
+    ) -> Vec<OutgoingVerificationRequest> {
+        self.machine
+            .get_verification_requests(user)
+            .into_iter()
+            .filter(|request| request.flow_id().as_str() != keep)
+            .filter(|request| !request.is_done() && !request.is_cancelled())
+            .filter_map(|request| request.cancel())
+            .collect()
+    }
+
+    /// Whether finished flows with a user still lie in memory, where a new request would collide
+    /// with them; [`BotMachine::receive`] sweeps them out.
+    #[must_use]
+    pub fn has_finished_flows(&self, user: &UserId) -> bool {
+        self.machine
+            .get_verification_requests(user)
+            .iter()
+            .any(|request| request.is_done() || request.is_cancelled())
+    }
+}
+
+impl Flow {
+    /// How far it has got.
+    #[must_use]
+    pub fn state(&self) -> FlowState {
+        if let Some(sas) = &self.sas {
+            return match sas.state() {
+                // Both sides may have started: ours goes on when theirs is the one that gives way.
+                SasState::Created { .. } => FlowState::Waiting { ready: true },
+                SasState::Started { .. } => FlowState::Started,
+                SasState::Accepted { .. } => FlowState::Accepted,
+                SasState::KeysExchanged { emojis, decimals } => FlowState::Emoji {
+                    emoji: emojis.map(|e| {
+                        e.emojis
+                            .iter()
+                            .map(|e| json!({ "symbol": e.symbol, "description": e.description }))
+                            .collect()
+                    }),
+                    decimals: json!([decimals.0, decimals.1, decimals.2]),
+                },
+                SasState::Confirmed => FlowState::Confirmed,
+                SasState::Done { .. } => FlowState::Done,
+                SasState::Cancelled(info) => cancelled(&info),
+            };
+        }
+        match self.request.as_ref().map(VerificationRequest::state) {
+            Some(VerificationRequestState::Requested { their_methods, .. }) => {
+                FlowState::Requested { sas: their_methods.contains(&VerificationMethod::SasV1) }
+            }
+            Some(VerificationRequestState::Ready { .. }) => FlowState::Waiting { ready: true },
+            Some(VerificationRequestState::Done) => FlowState::Done,
+            Some(VerificationRequestState::Cancelled(info)) => cancelled(&info),
+            _ => FlowState::Waiting { ready: false },
+        }
+    }
+
+    /// The human's device, once known.
+    #[must_use]
+    pub fn other_device(&self) -> Option<String> {
+        match (&self.sas, &self.request) {
+            (Some(sas), _) => Some(sas.other_device_id().to_string()),
+            (None, Some(request)) => request.other_device_id().map(|id| id.to_string()),
+            (None, None) => None,
+        }
+    }
+
+    /// Whether it has taken too long.
+    #[must_use]
+    pub fn timed_out(&self) -> bool {
+        self.request.as_ref().is_some_and(VerificationRequest::timed_out)
+            || self.sas.as_ref().is_some_and(|sas| sas.timed_out())
+    }
+
+    /// Says that we are willing, with what we can do: SAS, and nothing else.
+    #[must_use]
+    pub fn accept_request(&self) -> Option<OutgoingVerificationRequest> {
+        self.request.as_ref()?.accept_with_methods(vec![VerificationMethod::SasV1])
+    }
+
+    /// Accepts the SAS that the human's client started.
+    #[must_use]
+    pub fn accept_sas(&self) -> Option<OutgoingVerificationRequest> {
+        self.sas.as_ref()?.accept()
+    }
+
+    /// Confirms that the emoji agree.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails.
+    pub async fn confirm(&self) -> Result<Option<Confirmed>, CryptoError> {
+        let Some(sas) = &self.sas else { return Ok(None) };
+        let (messages, signatures) = sas.confirm().await?;
+        Ok(Some(Confirmed { messages, signatures }))
+    }
+
+    /// Ends it, with one of the specification's codes.
+    #[must_use]
+    pub fn cancel(&self, code: CancelCode) -> Option<OutgoingVerificationRequest> {
+        match (&self.sas, &self.request) {
+            (Some(sas), _) => sas.cancel_with_code(code),
+            (None, Some(request)) => request.cancel(),
+            (None, None) => None,
+        }
+    }
+}
+
+fn cancelled(info: &CancelInfo) -> FlowState {
+    FlowState::Cancelled {
+        code: info.cancel_code().as_str().to_owned(),
+        reason: info.reason().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_told_by_its_flow() {
+        let request = json!({"type": "m.room.message", "event_id": "$1", "room_id": "!r:x",
+            "sender": "@a:x", "content": {"msgtype": REQUEST, "to": "@bot:x", "from_device": "D"}});
+        let request = VerificationMessage::from_room_event(&request).expect("a request");
+        assert!(request.is_request() && request.begins() && !request.ends());
+        assert_eq!((request.flow_id.as_str(), request.to.as_deref()), ("$1", Some("@bot:x")));
+
+        let mac = json!({"type": "m.key.verification.mac", "event_id": "$2", "room_id": "!r:x",
+            "sender": "@a:x", "content": {"m.relates_to": {"event_id": "$1"}}});
+        let mac = VerificationMessage::from_room_event(&mac).expect("a mac");
+        assert!(mac.is_mac() && mac.flow_id == "$1");
+
+        let start = json!({"type": "m.key.verification.start", "sender": "@a:x",
+            "content": {"transaction_id": "t", "from_device": "D"}});
+        assert!(VerificationMessage::from_to_device(&start).expect("a start").begins());
+    }
+
+    #[test]
+    fn other_messages_are_none() {
+        let text = json!({"type": "m.room.message", "event_id": "$1", "room_id": "!r:x",
+            "sender": "@a:x", "content": {"msgtype": "m.text", "body": "hi"}});
+        assert_eq!(VerificationMessage::from_room_event(&text), None);
+        let key = json!({"type": "m.room_key", "sender": "@a:x", "content": {}});
+        assert_eq!(VerificationMessage::from_to_device(&key), None);
+    }
+}

@@ -1,0 +1,138 @@
+//! What can go wrong between us and the homeserver, and whether trying again can help.
+
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use serde::Deserialize;
+
+/// Why a call failed. `Display` never carries tokens, keys or message text: the homeserver's own
+/// error text at most.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeserverError {
+    /// No answer: connection refused or reset, timeout, TLS.
+    #[error("the homeserver could not be reached")]
+    Unreachable(#[source] reqwest::Error),
+    /// The homeserver said no.
+    #[error("the homeserver refused: {status} {errcode}: {error}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// Matrix error code, or `M_UNKNOWN` where the body had none.
+        errcode: String,
+        /// Matrix error text.
+        error: String,
+        /// How long it asked us to wait.
+        retry_after: Option<Duration>,
+    },
+    /// It answered with something that is not the answer to that call.
+    #[error("the homeserver's answer could not be understood: {0}")]
+    Answer(String),
+    /// The request could not be put together: a bug, or ids that no server would take.
+    #[error("the request could not be made: {0}")]
+    Request(String),
+}
+
+/// The longest wait that we let a homeserver impose.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
+
+#[derive(Deserialize)]
+struct Body {
+    errcode: Option<String>,
+    error: Option<String>,
+    retry_after_ms: Option<f64>,
+}
+
+impl HomeserverError {
+    /// The error that a non-success answer means.
+    pub(super) fn refused(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> Self {
+        let body: Option<Body> = serde_json::from_slice(body).ok();
+        let (errcode, error, millis) = body.map_or((None, None, None), |b| {
+            (b.errcode, b.error, b.retry_after_ms.filter(|ms| ms.is_finite() && *ms >= 0.0))
+        });
+        Self::Refused {
+            status: status.as_u16(),
+            errcode: errcode.unwrap_or_else(|| "M_UNKNOWN".to_owned()),
+            error: error
+                .map(|e| e.chars().take(300).collect())
+                .unwrap_or_else(|| "no Matrix error in the body".to_owned()),
+            retry_after: millis
+                .map(|ms| Duration::from_secs_f64((ms / 1000.0).min(MAX_RETRY_AFTER.as_secs_f64())))
+                .or(retry_after),
+        }
+    }
+
+    /// Whether the same call may succeed later: an outage, a rate limit, a broken answer.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Answer(_) => true,
+            Self::Request(_) => false,
+            Self::Refused { status, .. } => *status == 408 || *status == 429 || *status >= 500,
+        }
+    }
+
+    /// How long the homeserver asked us to wait, if it did.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// The Matrix error code, if there is one.
+    #[must_use]
+    pub fn errcode(&self) -> Option<&str> {
+        match self {
+            Self::Refused { errcode, .. } => Some(errcode),
+            _ => None,
+        }
+    }
+
+    /// Whether the homeserver answered 404 `M_NOT_FOUND`: the thing asked for does not exist.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, errcode, .. } if errcode == "M_NOT_FOUND")
+    }
+}
+
+/// `Retry-After` in seconds; the date form is not used by any homeserver.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outages_and_limits_are_temporary_and_refusals_are_not() {
+        let refused = |status: u16| {
+            HomeserverError::refused(StatusCode::from_u16(status).expect("status"), None, b"{}")
+        };
+        for status in [408, 429, 500, 502, 503, 504] {
+            assert!(refused(status).is_temporary(), "{status}");
+        }
+        for status in [400, 401, 403, 404, 409, 413] {
+            assert!(!refused(status).is_temporary(), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_not_json_still_makes_an_error() {
+        let error = HomeserverError::refused(StatusCode::BAD_GATEWAY, None, b"<html>");
+        assert_eq!(error.errcode(), Some("M_UNKNOWN"));
+    }
+
+    #[test]
+    fn the_wait_it_asks_for_is_read_and_bounded() {
+        let body = br#"{"errcode":"M_LIMIT_EXCEEDED","error":"slow","retry_after_ms":1500}"#;
+        let error = HomeserverError::refused(StatusCode::TOO_MANY_REQUESTS, None, body);
+        assert_eq!(error.retry_after(), Some(Duration::from_millis(1500)));
+
+        let body = br#"{"errcode":"M_LIMIT_EXCEEDED","error":"slow","retry_after_ms":1e18}"#;
+        let error = HomeserverError::refused(StatusCode::TOO_MANY_REQUESTS, None, body);
+        assert_eq!(error.retry_after(), Some(MAX_RETRY_AFTER));
+    }
+}

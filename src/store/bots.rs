@@ -1,0 +1,265 @@
+//! `bots` and `bot_identities`: who our bots are.
+
+use chrono::{DateTime, Utc};
+use ruma::{OwnedDeviceId, OwnedUserId};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use super::{Sealer, StoreError};
+use crate::model::{BotId, BotState, VerificationPolicy};
+
+const IDENTITIES: &str = "bot_identities";
+
+/// A bot.
+#[derive(Clone, Debug)]
+pub struct Bot {
+    /// Our id.
+    pub id: BotId,
+    /// Its Matrix user.
+    pub user_id: OwnedUserId,
+    /// Its one device.
+    pub device_id: OwnedDeviceId,
+    /// Life.
+    pub state: BotState,
+    /// Public profile name.
+    pub display_name: Option<String>,
+    /// What it does when the emoji are there.
+    pub verification_policy: VerificationPolicy,
+}
+
+/// The private halves of a cross-signing identity, as unpadded base64. Wiped when dropped.
+#[derive(Clone, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+pub struct IdentitySecrets {
+    /// Master key.
+    pub master: String,
+    /// Self-signing key.
+    pub self_signing: String,
+    /// User-signing key.
+    pub user_signing: String,
+}
+
+/// The public halves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicIdentity {
+    /// Master key.
+    pub master_key: String,
+    /// Self-signing key.
+    pub self_signing_key: String,
+    /// User-signing key.
+    pub user_signing_key: String,
+}
+
+/// A bot by its id.
+///
+/// # Errors
+///
+/// The database's own, or a row that this version cannot read.
+pub async fn load(conn: &mut PgConnection, bot: BotId) -> Result<Option<Bot>, StoreError> {
+    let Some(row) = sqlx::query!(
+        "-- bots.load
+        SELECT user_id, device_id, state, display_name, verification_policy
+        FROM bots
+        WHERE bot_id = $1",
+        bot.0,
+    )
+    .fetch_optional(conn)
+    .await?
+    else {
+        return Ok(None);
+    };
+    Ok(Some(Bot {
+        id: bot,
+        user_id: OwnedUserId::try_from(row.user_id)?,
+        device_id: row.device_id.into(),
+        state: row.state.parse()?,
+        display_name: row.display_name,
+        verification_policy: row.verification_policy.parse()?,
+    }))
+}
+
+/// Which of these users are bots of ours: `(user id, bot, device id)`.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn by_user_ids(
+    conn: &mut PgConnection,
+    user_ids: &[String],
+) -> Result<Vec<(String, BotId, String)>, StoreError> {
+    if user_ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query!(
+        "-- bots.by_user_ids
+        SELECT user_id, bot_id, device_id
+        FROM bots
+        WHERE user_id = ANY($1) AND state <> 'retired'",
+        user_ids,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|r| (r.user_id, BotId(r.bot_id), r.device_id)).collect())
+}
+
+/// Bots that keep track of any of these users' devices: `(bot, user id)`.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn tracking(
+    conn: &mut PgConnection,
+    user_ids: &[String],
+) -> Result<Vec<(BotId, String)>, StoreError> {
+    if user_ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query!(
+        "-- bots.tracking
+        SELECT t.bot_id, t.user_id
+        FROM crypto_tracked_users t
+        JOIN bots b USING (bot_id)
+        WHERE t.user_id = ANY($1) AND b.state <> 'retired'
+        ORDER BY t.bot_id",
+        user_ids,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|r| (BotId(r.bot_id), r.user_id)).collect())
+}
+
+/// The public identity of a bot, once it has one.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn identity(
+    conn: &mut PgConnection,
+    bot: BotId,
+) -> Result<Option<PublicIdentity>, StoreError> {
+    Ok(sqlx::query_as!(
+        PublicIdentity,
+        "-- bots.identity
+        SELECT master_key, self_signing_key, user_signing_key
+        FROM bot_identities
+        WHERE bot_id = $1",
+        bot.0,
+    )
+    .fetch_optional(conn)
+    .await?)
+}
+
+/// The private identity of a bot, once it has one.
+///
+/// # Errors
+///
+/// The database's own, or a damaged seal.
+pub async fn identity_secrets(
+    conn: &mut PgConnection,
+    sealer: &Sealer,
+    bot: BotId,
+) -> Result<Option<IdentitySecrets>, StoreError> {
+    let sealed = sqlx::query_scalar!(
+        "-- bots.identity_secrets
+        SELECT sealed_secrets FROM bot_identities WHERE bot_id = $1",
+        bot.0,
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(sealed.map(|s| sealer.open_json(IDENTITIES, Some(bot), &s)).transpose()?)
+}
+
+/// Keeps a bot's identity. The first one written stays: there is no second identity.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn keep_identity(
+    conn: &mut PgConnection,
+    sealer: &Sealer,
+    bot: BotId,
+    public: &PublicIdentity,
+    secrets: &IdentitySecrets,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let sealed = sealer.seal_json(IDENTITIES, Some(bot), secrets)?;
+    sqlx::query!(
+        "-- bots.keep_identity
+        INSERT INTO bot_identities (
+            bot_id, master_key, self_signing_key, user_signing_key, sealed_secrets, created_at
+        )
+        VALUES ($1, $2, $3, $4, $5, $6)
+        ON CONFLICT (bot_id) DO NOTHING",
+        bot.0,
+        public.master_key,
+        public.self_signing_key,
+        public.user_signing_key,
+        sealed,
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Records what a bot's last failing step said, or that a step succeeded (`None`).
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn note_error(
+    conn: &mut PgConnection,
+    bot: BotId,
+    error: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- bots.note_error
+        UPDATE bots
+        SET last_error = $2, last_error_at = CASE WHEN $2::TEXT IS NULL THEN last_error_at ELSE $3 END
+        WHERE bot_id = $1 AND last_error IS DISTINCT FROM $2",
+        bot.0,
+        error,
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Bots whose to-device inbox was not asked for since `before` (or since the last outage), the
+/// longest ago first; marks them as asked for at `now`.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn claim_for_reconcile(
+    conn: &mut PgConnection,
+    shards: &[i16],
+    before: DateTime<Utc>,
+    limit: i64,
+    now: DateTime<Utc>,
+) -> Result<Vec<BotId>, StoreError> {
+    let rows = sqlx::query_scalar!(
+        "-- bots.claim_for_reconcile
+        UPDATE bots SET reconciled_at = $4
+        WHERE bot_id IN (
+            SELECT b.bot_id
+            FROM bots b, homeserver_state h
+            WHERE b.state = 'active' AND b.shard = ANY($1)
+                AND COALESCE(b.reconciled_at, '-infinity')
+                    < GREATEST($2::TIMESTAMPTZ, h.reconcile_before)
+            ORDER BY b.reconciled_at NULLS FIRST
+            LIMIT $3
+            FOR UPDATE OF b SKIP LOCKED
+        )
+        RETURNING bot_id",
+        shards,
+        before,
+        limit,
+        now,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(BotId).collect())
+}

@@ -1,0 +1,58 @@
+//! What can go wrong, and how it looks to the crypto machine.
+
+use matrix_sdk_crypto::store::CryptoStoreError;
+
+use crate::store::{SealError, StoreError};
+
+/// Why the crypto store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum PgCryptoStoreError {
+    /// Our own store: the database, the seal, or the lease.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A stored pickle is no longer understood.
+    #[error("what is stored in {0} can no longer be unpickled")]
+    Pickle(&'static str),
+    /// Sessions were asked for before there is an account.
+    #[error("the bot has no account yet")]
+    NoAccount,
+    /// The account's own device is missing.
+    #[error("the bot's own device is not in its store")]
+    NoOwnDevice,
+    /// An account with other keys was to overwrite the one that is stored.
+    #[error("the store holds another account of this bot, which is never overwritten")]
+    OtherAccount,
+}
+
+impl From<sqlx::Error> for PgCryptoStoreError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl From<SealError> for PgCryptoStoreError {
+    fn from(error: SealError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl From<PgCryptoStoreError> for CryptoStoreError {
+    fn from(error: PgCryptoStoreError) -> Self {
+        match error {
+            // Unwrapped, so that whoever gets it can tell a lost lease from a failed database.
+            PgCryptoStoreError::Store(error) => Self::backend(error),
+            PgCryptoStoreError::NoAccount => Self::AccountUnset,
+            error => Self::backend(error),
+        }
+    }
+}
+
+/// Whether a crypto operation failed because the shard's lease was lost: not to be retried here.
+#[must_use]
+pub fn lease_lost(error: &CryptoStoreError) -> bool {
+    matches!(
+        error,
+        CryptoStoreError::Backend(error)
+            if matches!(error.downcast_ref(), Some(StoreError::LeaseLost))
+    )
+}

@@ -1,0 +1,286 @@
+//! `crypto_inbound_group_sessions` and `crypto_outbound_group_sessions`: room keys.
+
+use std::collections::BTreeMap;
+
+use matrix_sdk_crypto::olm::{
+    InboundGroupSession, OutboundGroupSession, PickledInboundGroupSession, SenderDataType,
+};
+use ruma::RoomId;
+use tracing::warn;
+use vodozemac::Curve25519PublicKey;
+
+use super::{PgCryptoStore, PgCryptoStoreError, Result, Write};
+
+const INBOUND: &str = "crypto_inbound_group_sessions";
+const OUTBOUND: &str = "crypto_outbound_group_sessions";
+
+/// A room key as it is stored.
+pub(super) struct Row {
+    pub(super) room_id: String,
+    pub(super) session_id: String,
+    pub(super) backed_up: bool,
+    pub(super) sealed_session: Vec<u8>,
+}
+
+impl Row {
+    /// The column says whether it is backed up: marking keys as such does not pickle them anew.
+    pub(super) fn open(&self, store: &PgCryptoStore) -> Result<InboundGroupSession> {
+        let mut pickle: PickledInboundGroupSession =
+            store.open(INBOUND, &[&self.room_id, &self.session_id], &self.sealed_session)?;
+        pickle.backed_up = self.backed_up;
+        InboundGroupSession::from_pickle(pickle).map_err(|_| PgCryptoStoreError::Pickle(INBOUND))
+    }
+}
+
+/// Opens all of `rows`.
+pub(super) fn open_all(store: &PgCryptoStore, rows: &[Row]) -> Result<Vec<InboundGroupSession>> {
+    rows.iter().map(|row| row.open(store)).collect()
+}
+
+/// One room key.
+pub(super) async fn load(
+    store: &PgCryptoStore,
+    room_id: &RoomId,
+    session_id: &str,
+) -> Result<Option<InboundGroupSession>> {
+    let row = sqlx::query_as!(
+        Row,
+        "-- crypto_store.group_sessions.load
+        SELECT room_id, session_id, backed_up, sealed_session FROM crypto_inbound_group_sessions
+        WHERE bot_id = $1 AND room_id = $2 AND session_id = $3",
+        store.bot.0,
+        room_id.as_str(),
+        session_id,
+    )
+    .fetch_optional(store.pool())
+    .await?;
+    row.map(|row| row.open(store)).transpose()
+}
+
+/// Every room key of the bot. Nothing that runs often asks for this.
+pub(super) async fn load_all(store: &PgCryptoStore) -> Result<Vec<InboundGroupSession>> {
+    let rows = sqlx::query_as!(
+        Row,
+        "-- crypto_store.group_sessions.load_all
+        SELECT room_id, session_id, backed_up, sealed_session FROM crypto_inbound_group_sessions
+        WHERE bot_id = $1
+        ORDER BY room_id, session_id",
+        store.bot.0,
+    )
+    .fetch_all(store.pool())
+    .await?;
+    open_all(store, &rows)
+}
+
+/// Every key of one room.
+pub(super) async fn load_by_room(
+    store: &PgCryptoStore,
+    room_id: &RoomId,
+) -> Result<Vec<InboundGroupSession>> {
+    let rows = sqlx::query_as!(
+        Row,
+        "-- crypto_store.group_sessions.load_by_room
+        SELECT room_id, session_id, backed_up, sealed_session FROM crypto_inbound_group_sessions
+        WHERE bot_id = $1 AND room_id = $2
+        ORDER BY session_id",
+        store.bot.0,
+        room_id.as_str(),
+    )
+    .fetch_all(store.pool())
+    .await?;
+    open_all(store, &rows)
+}
+
+/// The next keys that one device made and whose sender is known as well as `sender_data_type` says.
+///
+/// The caller goes on after the last session id. Should a device have used one session in several
+/// rooms, all of them come with the batch, even beyond `limit`: none may be passed over.
+pub(super) async fn load_by_device(
+    store: &PgCryptoStore,
+    sender_key: Curve25519PublicKey,
+    sender_data_type: SenderDataType,
+    after: Option<String>,
+    limit: usize,
+) -> Result<Vec<InboundGroupSession>> {
+    let rows = sqlx::query_as!(
+        Row,
+        "-- crypto_store.group_sessions.load_by_device
+        SELECT room_id, session_id, backed_up, sealed_session FROM crypto_inbound_group_sessions
+        WHERE bot_id = $1 AND sender_key = $2 AND sender_data_type = $3 AND session_id > $4
+        ORDER BY session_id
+        FETCH FIRST $5 ROWS WITH TIES",
+        store.bot.0,
+        sender_key.to_base64(),
+        sender_data_type as i16,
+        after.unwrap_or_default(),
+        i64::try_from(limit).unwrap_or(i64::MAX),
+    )
+    .fetch_all(store.pool())
+    .await?;
+    open_all(store, &rows)
+}
+
+/// What a room key is stored with.
+pub(super) struct InboundRow {
+    sender_key: String,
+    sender_data_type: i16,
+    backed_up: bool,
+    sealed: Vec<u8>,
+}
+
+/// Sealed room keys by room and session id.
+pub(super) type InboundRows = BTreeMap<(String, String), InboundRow>;
+
+/// Pickles and seals.
+pub(super) async fn prepare_inbound(
+    store: &PgCryptoStore,
+    sessions: Vec<InboundGroupSession>,
+) -> Result<InboundRows> {
+    let mut rows = InboundRows::new();
+    for session in sessions {
+        let room_id = session.room_id().as_str().to_owned();
+        let session_id = session.session_id().to_owned();
+        let pickle = session.pickle().await;
+        let row = InboundRow {
+            sender_key: session.sender_key().to_base64(),
+            sender_data_type: session.sender_data_type() as i16,
+            backed_up: pickle.backed_up,
+            sealed: store.seal(INBOUND, &[&room_id, &session_id], &pickle)?,
+        };
+        rows.insert((room_id, session_id), row);
+    }
+    Ok(rows)
+}
+
+/// Writes what [`prepare_inbound`] made, backed up to `version` where they are backed up.
+///
+/// A key that is not backed up goes to the next backup, even if one like it went before: it is saved
+/// anew because it became better. A backed-up key without a version keeps the version that it has.
+pub(super) async fn save_inbound(
+    write: &mut Write<'_>,
+    rows: InboundRows,
+    version: Option<&str>,
+) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let (keys, rows): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let (room_ids, session_ids): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
+    let sender_data_types: Vec<_> = rows.iter().map(|row| row.sender_data_type).collect();
+    let backed_up: Vec<_> = rows.iter().map(|row| row.backed_up).collect();
+    let (sender_keys, sealed): (Vec<_>, Vec<_>) =
+        rows.into_iter().map(|row| (row.sender_key, row.sealed)).unzip();
+    sqlx::query!(
+        "-- crypto_store.group_sessions.save_inbound
+        INSERT INTO crypto_inbound_group_sessions AS s (
+            bot_id, room_id, session_id, sender_key, sender_data_type, backed_up, backed_up_to,
+            sealed_session
+        )
+        SELECT $1, r.room_id, r.session_id, r.sender_key, r.sender_data_type, r.backed_up,
+            CASE WHEN r.backed_up THEN $8 END, r.sealed
+        FROM UNNEST($2::TEXT[], $3::TEXT[], $4::TEXT[], $5::SMALLINT[], $6::BOOLEAN[], $7::BYTEA[])
+            AS r (room_id, session_id, sender_key, sender_data_type, backed_up, sealed)
+        ON CONFLICT (bot_id, room_id, session_id) DO UPDATE
+        SET sender_key = EXCLUDED.sender_key,
+            sender_data_type = EXCLUDED.sender_data_type,
+            backed_up = EXCLUDED.backed_up,
+            backed_up_to = CASE
+                WHEN EXCLUDED.backed_up THEN COALESCE(EXCLUDED.backed_up_to, s.backed_up_to)
+            END,
+            sealed_session = EXCLUDED.sealed_session",
+        write.bot.0,
+        &room_ids,
+        &session_ids,
+        &sender_keys,
+        &sender_data_types,
+        &backed_up,
+        &sealed,
+        version,
+    )
+    .execute(&mut *write.tx)
+    .await?;
+    Ok(())
+}
+
+/// Saves room keys on their own: an import, or a backup that was fetched.
+pub(super) async fn import(
+    store: &PgCryptoStore,
+    sessions: Vec<InboundGroupSession>,
+    version: Option<&str>,
+) -> Result<()> {
+    if sessions.is_empty() {
+        return Ok(());
+    }
+    if sessions.iter().any(|session| session.backed_up() != version.is_some()) {
+        warn!(
+            version,
+            "room keys say otherwise than their backup version whether they are backed up"
+        );
+    }
+    let turn = store.turn().await;
+    let rows = prepare_inbound(store, sessions).await?;
+    let mut write = turn.begin().await?;
+    save_inbound(&mut write, rows, version).await?;
+    write.commit().await
+}
+
+/// The session that the bot sends with in this room.
+pub(super) async fn load_outbound(
+    store: &PgCryptoStore,
+    room_id: &RoomId,
+) -> Result<Option<OutboundGroupSession>> {
+    let Some(sealed) = sqlx::query_scalar!(
+        "-- crypto_store.group_sessions.load_outbound
+        SELECT sealed_session FROM crypto_outbound_group_sessions
+        WHERE bot_id = $1 AND room_id = $2",
+        store.bot.0,
+        room_id.as_str(),
+    )
+    .fetch_optional(store.pool())
+    .await?
+    else {
+        return Ok(None);
+    };
+    let pickle = store.open(OUTBOUND, &[room_id.as_str()], &sealed)?;
+    let account = store.static_account().await?;
+    OutboundGroupSession::from_pickle(account.device_id, account.identity_keys, pickle)
+        .map(Some)
+        .map_err(|_| PgCryptoStoreError::Pickle(OUTBOUND))
+}
+
+/// Pickles and seals, by room.
+pub(super) async fn prepare_outbound(
+    store: &PgCryptoStore,
+    sessions: Vec<OutboundGroupSession>,
+) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut rows = BTreeMap::new();
+    for session in sessions {
+        let room_id = session.room_id().as_str().to_owned();
+        let sealed = store.seal(OUTBOUND, &[&room_id], &session.pickle().await)?;
+        rows.insert(room_id, sealed);
+    }
+    Ok(rows)
+}
+
+/// Writes what [`prepare_outbound`] made.
+pub(super) async fn save_outbound(
+    write: &mut Write<'_>,
+    rows: BTreeMap<String, Vec<u8>>,
+) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let (room_ids, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    sqlx::query!(
+        "-- crypto_store.group_sessions.save_outbound
+        INSERT INTO crypto_outbound_group_sessions (bot_id, room_id, sealed_session)
+        SELECT $1, r.room_id, r.sealed FROM UNNEST($2::TEXT[], $3::BYTEA[]) AS r (room_id, sealed)
+        ON CONFLICT (bot_id, room_id) DO UPDATE SET sealed_session = EXCLUDED.sealed_session",
+        write.bot.0,
+        &room_ids,
+        &sealed,
+    )
+    .execute(&mut *write.tx)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! The `CryptoStore` of matrix-sdk-crypto on Postgres: one database for the whole fleet.
+//!
+//! A [`PgCryptoStore`] is one bot's view of the `crypto_*` tables. Making one does no I/O and holds no
+//! connection, so ten thousand of them cost as much as their structs.
+//!
+//! Three rules hold for everything here:
+//!
+//! - **Every statement says whose.** The bot is the first part of every key, and no statement leaves
+//!   it out ([`prune_olm_hashes`] and [`bots_tracking`] are about the fleet, and say so).
+//! - **Every write is fenced.** A write is one transaction that first holds the shard's lease, so a
+//!   process that lost it changes nothing, however late it wakes up. Within a process the writes of a
+//!   store take [turns](Turn): what is pickled later is written later.
+//! - **Every value is sealed to its row.** Beyond the table and the bot, which the
+//!   [`Sealer`](super::Sealer) puts inside the seal, we put the row's key there: whoever can write to
+//!   the database can lose a bot's data, but cannot pass one device, room key or trust decision off
+//!   as another.
+//!
+//! Many rows travel in one statement (`UNNEST` of arrays, in the order of their keys), so that a batch
+//! of a hundred room keys is as many round trips as a single one.
+//!
+//! Where upstream's stores differ from each other we follow the in-memory one in what is a key (a room
+//! key is a room *and* a session) and the SQLite one in what is a write (a key that is saved as not
+//! backed up is to be backed up again).
+
+mod account;
+mod backup;
+mod changes;
+mod devices;
+mod error;
+mod group_sessions;
+mod requests;
+mod rooms;
+mod seal;
+mod sessions;
+#[cfg(test)]
+mod tests;
+mod traits;
+mod users;
+mod values;
+
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use chrono::{DateTime, Utc};
+use matrix_sdk_crypto::olm::StaticAccountData;
+use sqlx::{PgPool, Postgres, Transaction};
+use tokio::sync::{Mutex, MutexGuard};
+
+pub use self::{
+    error::{PgCryptoStoreError, lease_lost},
+    sessions::prune_olm_hashes,
+    users::bots_tracking,
+};
+use super::{Fence, Store, StoreError};
+use crate::{clock::Clock, model::BotId};
+
+type Result<T, E = PgCryptoStoreError> = std::result::Result<T, E>;
+
+/// Into how many shards bots are dealt; `bots.shard` is generated from the same number.
+const SHARDS: i64 = 64;
+
+/// By what right a store writes.
+#[derive(Clone, Copy, Debug)]
+enum Writer {
+    Fenced(Fence),
+    /// Tests of what is stored, which have no lease to lose.
+    #[cfg(test)]
+    Unfenced,
+}
+
+/// One bot's crypto store; clones are the same store.
+///
+/// Have one per bot and process: the turns that keep an older pickle from overwriting a newer one are
+/// kept in memory.
+#[derive(Clone)]
+pub struct PgCryptoStore {
+    store: Store,
+    bot: BotId,
+    writer: Writer,
+    clock: Clock,
+    /// Who we are, which sessions need when they are loaded; known once the account is.
+    account: Arc<RwLock<Option<StaticAccountData>>>,
+    turns: Arc<Mutex<()>>,
+}
+
+impl fmt::Debug for PgCryptoStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PgCryptoStore")
+            .field("bot", &self.bot)
+            .field("writer", &self.writer)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PgCryptoStore {
+    /// The store of `bot`, which writes as long as `fence` holds. No I/O.
+    #[must_use]
+    pub fn new(store: Store, bot: BotId, fence: Fence) -> Self {
+        Self::with_writer(store, bot, Writer::Fenced(fence))
+    }
+
+    /// The same store by another clock.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    #[cfg(test)]
+    fn unfenced(store: Store, bot: BotId) -> Self {
+        Self::with_writer(store, bot, Writer::Unfenced)
+    }
+
+    fn with_writer(store: Store, bot: BotId, writer: Writer) -> Self {
+        Self {
+            store,
+            bot,
+            writer,
+            clock: Clock::system(),
+            account: Arc::default(),
+            turns: Arc::default(),
+        }
+    }
+
+    /// Who we are, if the account was loaded or saved through this store.
+    #[must_use]
+    pub fn get_static_account(&self) -> Option<StaticAccountData> {
+        self.account.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_static_account(&self, account: StaticAccountData) {
+        *self.account.write().unwrap_or_else(PoisonError::into_inner) = Some(account);
+    }
+
+    /// Who we are, loading the account if nobody has.
+    async fn static_account(&self) -> Result<StaticAccountData> {
+        if let Some(account) = self.get_static_account() {
+            return Ok(account);
+        }
+        let account = account::load(self).await?.ok_or(PgCryptoStoreError::NoAccount)?;
+        Ok(account.static_data().clone())
+    }
+
+    const fn pool(&self) -> &PgPool {
+        self.store.pool()
+    }
+
+    /// Waits for the writes before this one.
+    async fn turn(&self) -> Turn<'_> {
+        Turn { store: self, guard: self.turns.lock().await }
+    }
+}
+
+/// The right to be the next to write. Pickle what is to be written while holding it: an Olm session
+/// that was pickled before somebody else's write and written after it would go back in time.
+struct Turn<'a> {
+    store: &'a PgCryptoStore,
+    guard: MutexGuard<'a, ()>,
+}
+
+impl<'a> Turn<'a> {
+    /// Begins the write, under the fence.
+    async fn begin(self) -> Result<Write<'a>> {
+        let tx = match self.store.writer {
+            // A lease on another shard gives no right to this bot.
+            Writer::Fenced(fence) if self.store.bot.0 % SHARDS != i64::from(fence.shard) => {
+                return Err(StoreError::LeaseLost.into());
+            }
+            Writer::Fenced(fence) => self.store.store.begin_fenced(fence).await?,
+            #[cfg(test)]
+            Writer::Unfenced => self.store.pool().begin().await?,
+        };
+        let now = self.store.clock.now();
+        Ok(Write { tx, bot: self.store.bot, now, _turn: self.guard })
+    }
+}
+
+/// A write under way: dropped without [`Write::commit`] it never was.
+struct Write<'a> {
+    tx: Transaction<'static, Postgres>,
+    bot: BotId,
+    now: DateTime<Utc>,
+    _turn: MutexGuard<'a, ()>,
+}
+
+impl Write<'_> {
+    async fn commit(self) -> Result<()> {
+        Ok(self.tx.commit().await?)
+    }
+}

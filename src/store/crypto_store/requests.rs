@@ -1,0 +1,213 @@
+//! `crypto_requests` and `crypto_secrets`: what a bot has asked other devices for, and the secrets that
+//! came.
+
+use std::collections::BTreeMap;
+
+use matrix_sdk_crypto::{GossipRequest, SecretInfo, store::types::SecretsInboxItem};
+use ruma::{TransactionId, events::secret::request::SecretName};
+use zeroize::Zeroizing;
+
+use super::{PgCryptoStore, Result, Write};
+
+const REQUESTS: &str = "crypto_requests";
+const SECRETS: &str = "crypto_secrets";
+
+/// The request with this id.
+pub(super) async fn load(
+    store: &PgCryptoStore,
+    request_id: &TransactionId,
+) -> Result<Option<GossipRequest>> {
+    let sealed = sqlx::query_scalar!(
+        "-- crypto_store.requests.load
+        SELECT sealed_request FROM crypto_requests WHERE bot_id = $1 AND request_id = $2",
+        store.bot.0,
+        request_id.as_str(),
+    )
+    .fetch_optional(store.pool())
+    .await?;
+    sealed.map(|sealed| store.open(REQUESTS, &[request_id.as_str()], &sealed)).transpose()
+}
+
+/// The newest request for this room key or secret.
+pub(super) async fn load_by_info(
+    store: &PgCryptoStore,
+    info: &SecretInfo,
+) -> Result<Option<GossipRequest>> {
+    let row = sqlx::query!(
+        "-- crypto_store.requests.load_by_info
+        SELECT request_id, sealed_request FROM crypto_requests
+        WHERE bot_id = $1 AND info_key = $2
+        ORDER BY created_at DESC, request_id
+        LIMIT 1",
+        store.bot.0,
+        info.as_key(),
+    )
+    .fetch_optional(store.pool())
+    .await?;
+    row.map(|row| store.open(REQUESTS, &[&row.request_id], &row.sealed_request)).transpose()
+}
+
+/// The requests that are still to be sent.
+pub(super) async fn load_unsent(store: &PgCryptoStore) -> Result<Vec<GossipRequest>> {
+    let rows = sqlx::query!(
+        "-- crypto_store.requests.load_unsent
+        SELECT request_id, sealed_request FROM crypto_requests
+        WHERE bot_id = $1 AND NOT sent_out
+        ORDER BY created_at, request_id",
+        store.bot.0,
+    )
+    .fetch_all(store.pool())
+    .await?;
+    rows.into_iter()
+        .map(|row| store.open(REQUESTS, &[&row.request_id], &row.sealed_request))
+        .collect()
+}
+
+/// What a request is stored with.
+pub(super) struct Row {
+    info_key: String,
+    sent_out: bool,
+    sealed: Vec<u8>,
+}
+
+/// Seals, by request id.
+pub(super) fn prepare(
+    store: &PgCryptoStore,
+    requests: Vec<GossipRequest>,
+) -> Result<BTreeMap<String, Row>> {
+    requests
+        .into_iter()
+        .map(|request| {
+            let row = Row {
+                info_key: request.info.as_key(),
+                sent_out: request.sent_out,
+                sealed: store.seal(REQUESTS, &[request.request_id.as_str()], &request)?,
+            };
+            Ok((request.request_id.as_str().to_owned(), row))
+        })
+        .collect()
+}
+
+/// Writes what [`prepare`] made.
+pub(super) async fn save(write: &mut Write<'_>, rows: BTreeMap<String, Row>) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let (request_ids, rows): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let sent_out: Vec<_> = rows.iter().map(|row| row.sent_out).collect();
+    let (info_keys, sealed): (Vec<_>, Vec<_>) =
+        rows.into_iter().map(|row| (row.info_key, row.sealed)).unzip();
+    sqlx::query!(
+        "-- crypto_store.requests.save
+        INSERT INTO crypto_requests (
+            bot_id, request_id, info_key, sent_out, created_at, sealed_request
+        )
+        SELECT $1, r.request_id, r.info_key, r.sent_out, $6, r.sealed
+        FROM UNNEST($2::TEXT[], $3::TEXT[], $4::BOOLEAN[], $5::BYTEA[])
+            AS r (request_id, info_key, sent_out, sealed)
+        ON CONFLICT (bot_id, request_id) DO UPDATE
+        SET info_key = EXCLUDED.info_key,
+            sent_out = EXCLUDED.sent_out,
+            sealed_request = EXCLUDED.sealed_request",
+        write.bot.0,
+        &request_ids,
+        &info_keys,
+        &sent_out,
+        &sealed,
+        write.now,
+    )
+    .execute(&mut *write.tx)
+    .await?;
+    Ok(())
+}
+
+/// Deletes the request with this id.
+pub(super) async fn delete(store: &PgCryptoStore, request_id: &TransactionId) -> Result<()> {
+    let mut write = store.turn().await.begin().await?;
+    sqlx::query!(
+        "-- crypto_store.requests.delete
+        DELETE FROM crypto_requests WHERE bot_id = $1 AND request_id = $2",
+        write.bot.0,
+        request_id.as_str(),
+    )
+    .execute(&mut *write.tx)
+    .await?;
+    write.commit().await
+}
+
+/// The secrets that came under this name.
+pub(super) async fn load_secrets(
+    store: &PgCryptoStore,
+    name: &SecretName,
+) -> Result<Vec<Zeroizing<String>>> {
+    let sealed = sqlx::query_scalar!(
+        "-- crypto_store.requests.load_secrets
+        SELECT sealed_secret FROM crypto_secrets WHERE bot_id = $1 AND secret_name = $2",
+        store.bot.0,
+        name.as_ref(),
+    )
+    .fetch_all(store.pool())
+    .await?;
+    sealed
+        .into_iter()
+        .map(|sealed| store.open(SECRETS, &[name.as_ref()], &sealed).map(Zeroizing::new))
+        .collect()
+}
+
+/// Sealed secrets by name and keyed hash.
+pub(super) type SecretRows = BTreeMap<(String, Vec<u8>), Vec<u8>>;
+
+/// Seals, by name and keyed hash: the same secret from several devices is one.
+pub(super) fn prepare_secrets(
+    store: &PgCryptoStore,
+    secrets: &[SecretsInboxItem],
+) -> Result<SecretRows> {
+    secrets
+        .iter()
+        .map(|item| {
+            let name = item.secret_name.as_ref();
+            let mut keyed = Zeroizing::new(store.bot.0.to_be_bytes().to_vec());
+            keyed.extend_from_slice(item.secret.as_bytes());
+            let digest = store.store.sealer().hash(SECRETS, &keyed).to_vec();
+            let sealed = store.seal(SECRETS, &[name], &*item.secret)?;
+            Ok(((name.to_owned(), digest), sealed))
+        })
+        .collect()
+}
+
+/// Writes what [`prepare_secrets`] made.
+pub(super) async fn save_secrets(write: &mut Write<'_>, rows: SecretRows) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let (keys, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let (names, digests): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
+    sqlx::query!(
+        "-- crypto_store.requests.save_secrets
+        INSERT INTO crypto_secrets (bot_id, secret_name, digest, sealed_secret)
+        SELECT $1, r.secret_name, r.digest, r.sealed
+        FROM UNNEST($2::TEXT[], $3::BYTEA[], $4::BYTEA[]) AS r (secret_name, digest, sealed)
+        ON CONFLICT (bot_id, secret_name, digest) DO NOTHING",
+        write.bot.0,
+        &names,
+        &digests,
+        &sealed,
+    )
+    .execute(&mut *write.tx)
+    .await?;
+    Ok(())
+}
+
+/// Deletes the secrets that came under this name.
+pub(super) async fn delete_secrets(store: &PgCryptoStore, name: &SecretName) -> Result<()> {
+    let mut write = store.turn().await.begin().await?;
+    sqlx::query!(
+        "-- crypto_store.requests.delete_secrets
+        DELETE FROM crypto_secrets WHERE bot_id = $1 AND secret_name = $2",
+        write.bot.0,
+        name.as_ref(),
+    )
+    .execute(&mut *write.tx)
+    .await?;
+    write.commit().await
+}

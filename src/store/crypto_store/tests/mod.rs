@@ -1,0 +1,11 @@
+//! Against a real Postgres, each test in a database of its own.
+
+mod at_rest;
+mod concurrent;
+mod fencing;
+mod isolation;
+mod machine;
+mod rows;
+mod timing;
+mod upstream;
+mod world;

@@ -1,0 +1,106 @@
+//! What upstream's suite leaves open.
+
+use chrono::{DateTime, TimeDelta};
+use matrix_sdk_crypto::{
+    olm::Account,
+    store::{
+        CryptoStore as _,
+        types::{Changes, PendingChanges},
+    },
+};
+use ruma::{device_id, room_id};
+
+use super::{
+    super::{PgCryptoStore, PgCryptoStoreError, bots_tracking, prune_olm_hashes},
+    world::{World, other_user, own_user},
+};
+use crate::{clock::Clock, store::testing::database};
+
+#[tokio::test]
+async fn another_account_never_overwrites_the_first() {
+    let database = database().await;
+    let store = PgCryptoStore::unfenced(database.store.clone(), database.bot("@a:x", "BOT").await);
+    let world = World::new().await;
+    world.fill(&store).await;
+
+    let account = Some(Account::with_device_id(own_user(), device_id!("BOT")));
+    let saved = store.save_pending_changes(PendingChanges { account }).await;
+    assert!(matches!(saved, Err(PgCryptoStoreError::OtherAccount)));
+    let loaded = store.load_account().await.expect("reads").expect("there");
+    assert_eq!(loaded.identity_keys(), world.account.identity_keys());
+}
+
+#[tokio::test]
+async fn a_room_key_is_backed_up_to_a_version() {
+    let database = database().await;
+    let store = PgCryptoStore::unfenced(database.store.clone(), database.bot("@a:x", "BOT").await);
+    let world = World::new().await;
+    let key = world.room_key(room_id!("!r:x")).await;
+    let missing = async |version: &str| {
+        store.inbound_group_sessions_for_backup(version, 10).await.expect("reads").len()
+    };
+
+    key.mark_as_backed_up();
+    store.save_inbound_group_sessions(vec![key.clone()], Some("1")).await.expect("saves");
+    assert_eq!((missing("1").await, missing("2").await), (0, 1), "a new backup gets it");
+
+    // Saved again, as with better news of its sender: still where it was.
+    let changes = Changes { inbound_group_sessions: vec![key.clone()], ..Default::default() };
+    store.save_changes(changes).await.expect("saves");
+    assert_eq!((missing("1").await, missing("2").await), (0, 1));
+
+    // A better key in its place is to be backed up.
+    key.reset_backup_state();
+    let changes = Changes { inbound_group_sessions: vec![key.clone()], ..Default::default() };
+    store.save_changes(changes).await.expect("saves");
+    assert_eq!(missing("1").await, 1);
+    let loaded = store.get_inbound_group_session(key.room_id(), key.session_id()).await;
+    assert!(!loaded.expect("reads").expect("there").backed_up());
+}
+
+#[tokio::test]
+async fn old_hashes_are_pruned() {
+    let database = database().await;
+    let clock = Clock::fixed(DateTime::UNIX_EPOCH);
+    let store = PgCryptoStore::unfenced(database.store.clone(), database.bot("@a:x", "BOT").await)
+        .with_clock(clock.clone());
+    let world = World::new().await;
+    world.fill(&store).await;
+    let mut conn = database.pool().acquire().await.expect("connects");
+
+    let (past, future) = (clock.now(), clock.now() + TimeDelta::microseconds(1));
+    assert_eq!(prune_olm_hashes(&mut conn, past, 10).await.expect("prunes"), 0);
+    assert!(store.is_message_known(&world.hash).await.expect("reads"));
+    assert_eq!(prune_olm_hashes(&mut conn, future, 10).await.expect("prunes"), 1);
+    assert!(!store.is_message_known(&world.hash).await.expect("reads"));
+}
+
+#[tokio::test]
+async fn the_trackers_of_a_user_are_found() {
+    let database = database().await;
+    let (a, b) = (database.bot("@a:x", "BOT").await, database.bot("@b:x", "BOT").await);
+    for bot in [a, b] {
+        let store = PgCryptoStore::unfenced(database.store.clone(), bot);
+        store.save_tracked_users(&[(other_user(), false)]).await.expect("saves");
+    }
+    let mut conn = database.pool().acquire().await.expect("connects");
+
+    let users = [other_user().to_string(), own_user().to_string()];
+    let found = bots_tracking(&mut conn, &users).await.expect("reads");
+    assert_eq!(found, [(other_user().to_string(), a), (other_user().to_string(), b)]);
+}
+
+#[tokio::test]
+async fn every_column_is_described() {
+    let database = database().await;
+    let undescribed = sqlx::query_scalar!(
+        r#"SELECT FORMAT('%s.%s', c.relname, a.attname) AS "column!"
+        FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum >= 0
+        WHERE c.relkind = 'r' AND c.relname LIKE 'crypto\_%' AND NOT a.attisdropped
+            AND (COL_DESCRIPTION(c.oid, a.attnum) IS NULL OR OBJ_DESCRIPTION(c.oid) IS NULL)"#,
+    )
+    .fetch_all(database.pool())
+    .await
+    .expect("reads");
+    assert!(undescribed.is_empty(), "{undescribed:?}");
+}

@@ -1,0 +1,237 @@
+//! What there is once per bot: `crypto_values`, `crypto_custom_values` and `crypto_lease_locks`.
+
+use std::collections::BTreeMap;
+
+use chrono::TimeDelta;
+use matrix_sdk_crypto::{
+    olm::PrivateCrossSigningIdentity,
+    store::types::{BackupKeys, Changes},
+};
+use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
+
+use super::{PgCryptoStore, PgCryptoStoreError, Result, Write};
+
+const TABLE: &str = "crypto_values";
+const CUSTOM: &str = "crypto_custom_values";
+
+const PRIVATE_IDENTITY: &str = "private_identity";
+pub(super) const NEXT_BATCH_TOKEN: &str = "next_batch_token";
+const BACKUP_VERSION: &str = "backup_version";
+const BACKUP_DECRYPTION_KEY: &str = "backup_decryption_key";
+pub(super) const DEHYDRATED_DEVICE_KEY: &str = "dehydrated_device_key";
+
+/// The value called `name`.
+pub(super) async fn load<T: DeserializeOwned>(
+    store: &PgCryptoStore,
+    name: &'static str,
+) -> Result<Option<T>> {
+    let sealed = sqlx::query_scalar!(
+        "-- crypto_store.values.load
+        SELECT sealed_value FROM crypto_values WHERE bot_id = $1 AND name = $2",
+        store.bot.0,
+        name,
+    )
+    .fetch_optional(store.pool())
+    .await?;
+    sealed.map(|sealed| store.open(TABLE, &[name], &sealed)).transpose()
+}
+
+/// The private cross-signing keys.
+pub(super) async fn load_identity(
+    store: &PgCryptoStore,
+) -> Result<Option<PrivateCrossSigningIdentity>> {
+    let Some(pickle) = load(store, PRIVATE_IDENTITY).await? else { return Ok(None) };
+    PrivateCrossSigningIdentity::from_pickle(pickle)
+        .map(Some)
+        .map_err(|_| PgCryptoStoreError::Pickle(TABLE))
+}
+
+/// Both halves of what is known of the backup, in one query.
+pub(super) async fn load_backup_keys(store: &PgCryptoStore) -> Result<BackupKeys> {
+    let rows = sqlx::query!(
+        "-- crypto_store.values.load_backup_keys
+        SELECT name, sealed_value FROM crypto_values
+        WHERE bot_id = $1 AND name IN ('backup_version', 'backup_decryption_key')",
+        store.bot.0,
+    )
+    .fetch_all(store.pool())
+    .await?;
+    let mut keys = BackupKeys::default();
+    for row in rows {
+        if row.name == BACKUP_VERSION {
+            keys.backup_version = Some(store.open(TABLE, &[BACKUP_VERSION], &row.sealed_value)?);
+        } else {
+            keys.decryption_key =
+                Some(store.open(TABLE, &[BACKUP_DECRYPTION_KEY], &row.sealed_value)?);
+        }
+    }
+    Ok(keys)
+}
+
+/// The values among `changes`, sealed, by name.
+pub(super) async fn prepare(
+    store: &PgCryptoStore,
+    changes: &Changes,
+) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut rows = BTreeMap::new();
+    if let Some(identity) = &changes.private_identity {
+        let sealed = store.seal(TABLE, &[PRIVATE_IDENTITY], &identity.pickle().await)?;
+        rows.insert(PRIVATE_IDENTITY.to_owned(), sealed);
+    }
+    if let Some(token) = &changes.next_batch_token {
+        let sealed = store.seal(TABLE, &[NEXT_BATCH_TOKEN], token)?;
+        rows.insert(NEXT_BATCH_TOKEN.to_owned(), sealed);
+    }
+    if let Some(version) = &changes.backup_version {
+        let sealed = store.seal(TABLE, &[BACKUP_VERSION], version)?;
+        rows.insert(BACKUP_VERSION.to_owned(), sealed);
+    }
+    if let Some(key) = &changes.backup_decryption_key {
+        let sealed = store.seal(TABLE, &[BACKUP_DECRYPTION_KEY], key)?;
+        rows.insert(BACKUP_DECRYPTION_KEY.to_owned(), sealed);
+    }
+    if let Some(key) = &changes.dehydrated_device_pickle_key {
+        let sealed = store.seal(TABLE, &[DEHYDRATED_DEVICE_KEY], key)?;
+        rows.insert(DEHYDRATED_DEVICE_KEY.to_owned(), sealed);
+    }
+    Ok(rows)
+}
+
+/// Writes what [`prepare`] made.
+pub(super) async fn save(write: &mut Write<'_>, rows: BTreeMap<String, Vec<u8>>) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let (names, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    sqlx::query!(
+        "-- crypto_store.values.save
+        INSERT INTO crypto_values (bot_id, name, sealed_value)
+        SELECT $1, r.name, r.sealed FROM UNNEST($2::TEXT[], $3::BYTEA[]) AS r (name, sealed)
+        ON CONFLICT (bot_id, name) DO UPDATE SET sealed_value = EXCLUDED.sealed_value",
+        write.bot.0,
+        &names,
+        &sealed,
+    )
+    .execute(&mut *write.tx)
+    .await?;
+    Ok(())
+}
+
+/// Deletes the value called `name`.
+pub(super) async fn delete(store: &PgCryptoStore, name: &'static str) -> Result<()> {
+    let mut write = store.turn().await.begin().await?;
+    sqlx::query!(
+        "-- crypto_store.values.delete
+        DELETE FROM crypto_values WHERE bot_id = $1 AND name = $2",
+        write.bot.0,
+        name,
+    )
+    .execute(&mut *write.tx)
+    .await?;
+    write.commit().await
+}
+
+/// The custom value called `name`.
+pub(super) async fn load_custom(store: &PgCryptoStore, name: &str) -> Result<Option<Vec<u8>>> {
+    let sealed = sqlx::query_scalar!(
+        "-- crypto_store.values.load_custom
+        SELECT sealed_value FROM crypto_custom_values WHERE bot_id = $1 AND name = $2",
+        store.bot.0,
+        name,
+    )
+    .fetch_optional(store.pool())
+    .await?;
+    sealed
+        .map(|sealed| store.open_bytes(CUSTOM, &[name], &sealed).map(|value| value.to_vec()))
+        .transpose()
+}
+
+/// Sets the custom value called `name`.
+pub(super) async fn save_custom(store: &PgCryptoStore, name: &str, value: Vec<u8>) -> Result<()> {
+    let sealed = store.seal_bytes(CUSTOM, &[name], &Zeroizing::new(value))?;
+    let mut write = store.turn().await.begin().await?;
+    sqlx::query!(
+        "-- crypto_store.values.save_custom
+        INSERT INTO crypto_custom_values (bot_id, name, sealed_value) VALUES ($1, $2, $3)
+        ON CONFLICT (bot_id, name) DO UPDATE SET sealed_value = EXCLUDED.sealed_value",
+        write.bot.0,
+        name,
+        sealed,
+    )
+    .execute(&mut *write.tx)
+    .await?;
+    write.commit().await
+}
+
+/// Removes the custom value called `name`.
+pub(super) async fn delete_custom(store: &PgCryptoStore, name: &str) -> Result<()> {
+    let mut write = store.turn().await.begin().await?;
+    sqlx::query!(
+        "-- crypto_store.values.delete_custom
+        DELETE FROM crypto_custom_values WHERE bot_id = $1 AND name = $2",
+        write.bot.0,
+        name,
+    )
+    .execute(&mut *write.tx)
+    .await?;
+    write.commit().await
+}
+
+/// Takes or extends a lock; the generation it is held in, or nothing if somebody else holds it.
+pub(super) async fn try_lock(
+    store: &PgCryptoStore,
+    duration_ms: u32,
+    name: &str,
+    holder: &str,
+) -> Result<Option<u64>> {
+    let mut write = store.turn().await.begin().await?;
+    let now = write.now;
+    let generation = sqlx::query_scalar!(
+        "-- crypto_store.values.try_lock
+        INSERT INTO crypto_lease_locks AS l (bot_id, name, holder, expires_at)
+        VALUES ($1, $2, $3, $4)
+        ON CONFLICT (bot_id, name) DO UPDATE
+        SET holder = EXCLUDED.holder,
+            expires_at = EXCLUDED.expires_at,
+            generation = l.generation + (l.holder <> EXCLUDED.holder)::INTEGER
+        WHERE l.holder = EXCLUDED.holder OR l.expires_at < $5
+        RETURNING l.generation",
+        write.bot.0,
+        name,
+        holder,
+        now + TimeDelta::milliseconds(duration_ms.into()),
+        now,
+    )
+    .fetch_optional(&mut *write.tx)
+    .await?;
+    write.commit().await?;
+    Ok(generation.map(i64::unsigned_abs))
+}
+
+/// How many bytes this bot's sealed values take: a scan of all its rows, for diagnostics.
+pub(super) async fn size(store: &PgCryptoStore) -> Result<Option<usize>> {
+    let bytes = sqlx::query_scalar!(
+        r#"-- crypto_store.values.size
+        SELECT SUM(bytes)::BIGINT AS "bytes" FROM (
+            SELECT OCTET_LENGTH(sealed_account) FROM crypto_accounts WHERE bot_id = $1
+            UNION ALL SELECT OCTET_LENGTH(sealed_value) FROM crypto_values WHERE bot_id = $1
+            UNION ALL SELECT OCTET_LENGTH(sealed_value) FROM crypto_custom_values WHERE bot_id = $1
+            UNION ALL SELECT OCTET_LENGTH(sealed_session) FROM crypto_olm_sessions WHERE bot_id = $1
+            UNION ALL SELECT OCTET_LENGTH(sealed_session) FROM crypto_inbound_group_sessions WHERE bot_id = $1
+            UNION ALL SELECT OCTET_LENGTH(sealed_session) FROM crypto_outbound_group_sessions WHERE bot_id = $1
+            UNION ALL SELECT OCTET_LENGTH(sealed_device) FROM crypto_devices WHERE bot_id = $1
+            UNION ALL SELECT OCTET_LENGTH(sealed_identity) FROM crypto_identities WHERE bot_id = $1
+            UNION ALL SELECT OCTET_LENGTH(sealed_request) FROM crypto_requests WHERE bot_id = $1
+            UNION ALL SELECT OCTET_LENGTH(sealed_secret) FROM crypto_secrets WHERE bot_id = $1
+            UNION ALL SELECT OCTET_LENGTH(sealed_entry) FROM crypto_withheld_sessions WHERE bot_id = $1
+            UNION ALL SELECT OCTET_LENGTH(sealed_settings) FROM crypto_room_settings WHERE bot_id = $1
+            UNION ALL SELECT OCTET_LENGTH(sealed_bundle) FROM crypto_room_key_bundles WHERE bot_id = $1
+            UNION ALL SELECT OCTET_LENGTH(sealed_details) FROM crypto_pending_key_bundles WHERE bot_id = $1
+        ) AS sealed (bytes)"#,
+        store.bot.0,
+    )
+    .fetch_one(store.pool())
+    .await?;
+    Ok(bytes.and_then(|bytes| usize::try_from(bytes).ok()))
+}

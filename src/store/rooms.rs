@@ -1,0 +1,291 @@
+//! `rooms` and `room_members`: what sending needs to know of a room, kept from the events that come
+//! and completed by asking the homeserver.
+//!
+//! Two sources write here. Events are always newer than anything we hold. An answer to a question may
+//! be older than an event that came meanwhile: it is written only if the room's version is still the
+//! one from before the question.
+
+use chrono::{DateTime, Utc};
+use ruma::{OwnedRoomId, OwnedUserId};
+use serde_json::Value;
+use sqlx::PgConnection;
+
+use super::StoreError;
+use crate::model::BotId;
+
+/// A change that an event told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fact {
+    /// `m.room.member`.
+    Member {
+        /// Whose membership.
+        user_id: String,
+        /// `join`, `invite`, `leave`, ...
+        membership: String,
+    },
+    /// `m.room.encryption`, with its content.
+    Encryption(Value),
+    /// `m.room.history_visibility`.
+    HistoryVisibility(String),
+}
+
+/// What is known of a room.
+#[derive(Clone, Debug, Default)]
+pub struct Room {
+    /// Content of `m.room.encryption`, if the room is known to be encrypted.
+    pub encryption: Option<Value>,
+    /// Whether a missing `encryption` means "unencrypted" and not "unknown".
+    pub encryption_checked: bool,
+    /// As in `m.room.history_visibility`.
+    pub history_visibility: String,
+    /// Whether the members are all known.
+    pub members_complete: bool,
+    /// To be given back when an answer is written.
+    pub version: i64,
+}
+
+/// Applies facts in their order.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn apply(
+    conn: &mut PgConnection,
+    facts: &[(String, Fact)],
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    if facts.is_empty() {
+        return Ok(());
+    }
+    let mut rooms: Vec<String> = facts.iter().map(|(room, _)| room.clone()).collect();
+    rooms.sort_unstable();
+    rooms.dedup();
+    sqlx::query!(
+        "-- rooms.touch
+        INSERT INTO rooms (room_id, version, updated_at)
+        SELECT room_id, 1, $2 FROM UNNEST($1::TEXT[]) AS new (room_id)
+        ON CONFLICT (room_id) DO UPDATE SET version = rooms.version + 1, updated_at = $2",
+        &rooms,
+        now,
+    )
+    .execute(&mut *conn)
+    .await?;
+    // The last word on each member wins; one statement may touch a row only once.
+    let mut members = std::collections::BTreeMap::new();
+    for (room, fact) in facts {
+        match fact {
+            Fact::Member { user_id, membership } => {
+                members.insert((room.clone(), user_id.clone()), membership.clone());
+            }
+            Fact::Encryption(content) => set_encryption(conn, room, content).await?,
+            Fact::HistoryVisibility(visibility) => {
+                sqlx::query!(
+                    "-- rooms.set_history_visibility
+                    UPDATE rooms SET history_visibility = $2 WHERE room_id = $1",
+                    room,
+                    visibility,
+                )
+                .execute(&mut *conn)
+                .await?;
+            }
+        }
+    }
+    let mut room_ids = Vec::new();
+    let mut user_ids = Vec::new();
+    let mut memberships = Vec::new();
+    for ((room, user), membership) in members {
+        room_ids.push(room);
+        user_ids.push(user);
+        memberships.push(membership);
+    }
+    upsert_members(conn, &room_ids, &user_ids, &memberships).await
+}
+
+/// Encryption only ever turns on: the content may change, but it is never unset.
+async fn set_encryption(
+    conn: &mut PgConnection,
+    room: &str,
+    content: &Value,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- rooms.set_encryption
+        UPDATE rooms SET encryption = $2, encryption_checked = TRUE WHERE room_id = $1",
+        room,
+        content,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+async fn upsert_members(
+    conn: &mut PgConnection,
+    rooms: &[String],
+    users: &[String],
+    memberships: &[String],
+) -> Result<(), StoreError> {
+    if rooms.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        "-- rooms.upsert_members
+        INSERT INTO room_members (room_id, user_id, membership)
+        SELECT room_id, user_id, membership
+        FROM UNNEST($1::TEXT[], $2::TEXT[], $3::TEXT[]) AS new (room_id, user_id, membership)
+        ON CONFLICT (room_id, user_id) DO UPDATE SET membership = EXCLUDED.membership",
+        rooms,
+        users,
+        memberships,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// What is known of a room; nothing known is the default.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn load(conn: &mut PgConnection, room: &str) -> Result<Room, StoreError> {
+    let row = sqlx::query_as!(
+        Room,
+        r#"-- rooms.load
+        SELECT encryption, encryption_checked, history_visibility, members_complete, version
+        FROM rooms
+        WHERE room_id = $1"#,
+        room,
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.unwrap_or_else(|| Room { history_visibility: "shared".to_owned(), ..Room::default() }))
+}
+
+/// What the homeserver answered about a room. Not written, and `false` returned, if an event has told
+/// something newer since `version`.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn answer(
+    conn: &mut PgConnection,
+    room: &str,
+    version: i64,
+    encryption: Option<&Value>,
+    history_visibility: &str,
+    members: &[(String, String)],
+    now: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    let written = sqlx::query_scalar!(
+        "-- rooms.answer
+        INSERT INTO rooms (
+            room_id, encryption, encryption_checked, history_visibility, members_complete, version,
+            updated_at
+        )
+        VALUES ($1, $2, TRUE, $3, TRUE, 1, $5)
+        ON CONFLICT (room_id) DO UPDATE
+        SET encryption = COALESCE(EXCLUDED.encryption, rooms.encryption),
+            encryption_checked = TRUE,
+            history_visibility = EXCLUDED.history_visibility,
+            members_complete = TRUE,
+            version = rooms.version + 1,
+            updated_at = $5
+        WHERE rooms.version = $4
+        RETURNING version",
+        room,
+        encryption,
+        history_visibility,
+        version,
+        now,
+    )
+    .fetch_optional(&mut *conn)
+    .await?;
+    if written.is_none() {
+        return Ok(false);
+    }
+    sqlx::query!(
+        "-- rooms.forget_members
+        DELETE FROM room_members WHERE room_id = $1",
+        room,
+    )
+    .execute(&mut *conn)
+    .await?;
+    let rooms = vec![room.to_owned(); members.len()];
+    let (users, memberships): (Vec<_>, Vec<_>) = members.iter().cloned().unzip();
+    upsert_members(conn, &rooms, &users, &memberships).await?;
+    Ok(true)
+}
+
+/// Users with one of these memberships, in a stable order.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn members(
+    conn: &mut PgConnection,
+    room: &str,
+    memberships: &[String],
+) -> Result<Vec<OwnedUserId>, StoreError> {
+    let rows = sqlx::query_scalar!(
+        "-- rooms.members
+        SELECT user_id FROM room_members
+        WHERE room_id = $1 AND membership = ANY($2)
+        ORDER BY user_id",
+        room,
+        memberships,
+    )
+    .fetch_all(conn)
+    .await?;
+    // A member whose id no longer parses can hold no device that we could reach.
+    Ok(rows.into_iter().filter_map(|id| OwnedUserId::try_from(id).ok()).collect())
+}
+
+/// Rooms in which both users are joined or invited.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn shared_rooms(
+    conn: &mut PgConnection,
+    one: &str,
+    other: &str,
+) -> Result<Vec<OwnedRoomId>, StoreError> {
+    let rows = sqlx::query_scalar!(
+        "-- rooms.shared_rooms
+        SELECT a.room_id
+        FROM room_members a
+        JOIN room_members b USING (room_id)
+        WHERE a.user_id = $1 AND a.membership = 'join'
+            AND b.user_id = $2 AND b.membership IN ('join', 'invite')",
+        one,
+        other,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().filter_map(|id| OwnedRoomId::try_from(id).ok()).collect())
+}
+
+/// Bots that are joined to these rooms: `(room id, bot, its user id)`.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn joined_bots(
+    conn: &mut PgConnection,
+    rooms: &[String],
+) -> Result<Vec<(String, BotId, String)>, StoreError> {
+    if rooms.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query!(
+        "-- rooms.joined_bots
+        SELECT m.room_id, b.bot_id, b.user_id
+        FROM room_members m
+        JOIN bots b USING (user_id)
+        WHERE m.room_id = ANY($1) AND m.membership = 'join' AND b.state <> 'retired'",
+        rooms,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|r| (r.room_id, BotId(r.bot_id), r.user_id)).collect())
+}

@@ -1,0 +1,54 @@
+//! `transactions` and `homeserver_state`: what the homeserver pushed, and when.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::StoreError;
+
+/// Takes a transaction in, unless exactly this one, id and body, was taken in before.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn take_in(
+    conn: &mut PgConnection,
+    txn_id: &str,
+    body_digest: &[u8],
+    now: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query!(
+        "-- transactions.take_in
+        INSERT INTO transactions (txn_id, body_digest, received_at)
+        VALUES ($1, $2, $3)
+        ON CONFLICT (txn_id, body_digest) DO NOTHING",
+        txn_id,
+        body_digest,
+        now,
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "-- transactions.heard
+        UPDATE homeserver_state SET last_transaction_at = $1",
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Declares an outage that ended at `now`: whatever bots were last reconciled before that is swept.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn outage_ended(conn: &mut PgConnection, now: DateTime<Utc>) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- transactions.outage_ended
+        UPDATE homeserver_state SET reconcile_before = $1",
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}

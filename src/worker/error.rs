@@ -1,0 +1,102 @@
+//! Two words for what a failing step means: try again soon, or only after somebody changed something.
+
+use std::{error::Error, time::Duration};
+
+use crate::{
+    crypto::CryptoError,
+    homeserver::HomeserverError,
+    store::{SealError, StoreError},
+};
+
+/// Why a step, or a part of one, failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// It may succeed by itself: an outage, a rate limit, a busy database.
+    #[error("{source}")]
+    Retry {
+        /// What happened.
+        source: Box<dyn Error + Send + Sync>,
+        /// How long we were asked to wait.
+        after: Option<Duration>,
+    },
+    /// It will not succeed by itself: a refusal, a damaged row. It is still tried again, rarely.
+    #[error("{error}")]
+    Fail {
+        /// A Matrix error code, for whoever asked.
+        errcode: String,
+        /// What happened, and where there is one, the cure.
+        error: String,
+    },
+    /// Another process has the shard: nothing was written, nothing is to be.
+    #[error("the lease was lost")]
+    LeaseLost,
+}
+
+impl StepError {
+    /// A failure that waiting does not cure.
+    pub fn fail(errcode: impl Into<String>, error: impl Into<String>) -> Self {
+        Self::Fail { errcode: errcode.into(), error: error.into() }
+    }
+
+    /// Whether it may succeed by itself.
+    #[must_use]
+    pub const fn is_retry(&self) -> bool {
+        matches!(self, Self::Retry { .. })
+    }
+
+    /// The Matrix error code to tell whoever waits.
+    #[must_use]
+    pub fn errcode(&self) -> &str {
+        match self {
+            Self::Fail { errcode, .. } => errcode,
+            _ => "GREENSHIELD_HOMESERVER_UNREACHABLE",
+        }
+    }
+
+    /// How long we were asked to wait.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Retry { after, .. } => *after,
+            _ => None,
+        }
+    }
+}
+
+impl From<HomeserverError> for StepError {
+    fn from(error: HomeserverError) -> Self {
+        if error.is_temporary() {
+            let after = error.retry_after();
+            return Self::Retry { source: Box::new(error), after };
+        }
+        let errcode = error.errcode().unwrap_or("M_UNKNOWN").to_owned();
+        Self::Fail { errcode, error: error.to_string() }
+    }
+}
+
+impl From<StoreError> for StepError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::LeaseLost => Self::LeaseLost,
+            StoreError::Seal(error) => error.into(),
+            error => Self::Retry { source: Box::new(error), after: None },
+        }
+    }
+}
+
+impl From<SealError> for StepError {
+    fn from(error: SealError) -> Self {
+        Self::fail("M_UNKNOWN", error.to_string())
+    }
+}
+
+impl From<CryptoError> for StepError {
+    fn from(error: CryptoError) -> Self {
+        match error {
+            CryptoError::Identity(_) | CryptoError::UnknownAlgorithm(_) => {
+                Self::fail("M_UNKNOWN", error.to_string())
+            }
+            error => Self::Retry { source: Box::new(error), after: None },
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Invitations: accepted or declined by policy.
+//!
+//! A human who clicks *Verify* in a fresh direct room sends the request while the bot is only invited,
+//! and the homeserver pushes room events only for joined bots. So after joining, what was said since
+//! the invitation is read back.
+
+use ruma::{OwnedUserId, RoomId};
+use serde_json::Value;
+use tracing::{info, warn};
+
+use super::{StepError, backoff, bot_worker::Step, outgoing, send};
+use crate::{
+    config::InvitePolicy,
+    model::EventSeq,
+    store::{
+        StoreError, events,
+        events::{NewEvent, StoredEvent},
+        inbox,
+        inbox::{Entry, NewEntry, Work},
+        rooms,
+        rooms::Fact,
+    },
+};
+
+/// How far back a bot reads after joining.
+const LOOK_BACK: u32 = 100;
+/// After this many failures an invitation is left alone.
+const MAX_ATTEMPTS: i32 = 12;
+
+/// Takes the entries up, each by itself.
+pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), StepError> {
+    for entry in entries {
+        let Work::Invite(seq) = entry.work else { continue };
+        match accept_or_decline(step, seq).await {
+            Ok(()) => {}
+            Err(StepError::LeaseLost) => return Err(StepError::LeaseLost),
+            Err(error) if error.is_retry() && entry.attempts < MAX_ATTEMPTS => {
+                let due_at =
+                    backoff::next_attempt(&error, entry.attempts + 1, entry.id.0, step.now());
+                warn!(%error, "could not answer an invitation; trying again");
+                let mut tx = step.context.store.begin_fenced(step.fence).await?;
+                inbox::put_off(&mut tx, entry.id, due_at).await?;
+                tx.commit().await.map_err(StoreError::from)?;
+                continue;
+            }
+            Err(error) => warn!(%error, "leaving an invitation alone"),
+        }
+        let mut tx = step.context.store.begin_fenced(step.fence).await?;
+        inbox::remove(&mut tx, &[entry.id]).await?;
+        tx.commit().await.map_err(StoreError::from)?;
+    }
+    Ok(())
+}
+
+async fn accept_or_decline(step: &mut Step<'_>, seq: EventSeq) -> Result<(), StepError> {
+    let mut conn = step.context.store.connection().await?;
+    let loaded = events::load(&mut conn, step.context.store.sealer(), &[seq]).await?;
+    drop(conn);
+    let Some(invite) = loaded.into_iter().next() else { return Ok(()) };
+    let (Ok(room), Ok(inviter)) = (
+        <&RoomId>::try_from(invite.room_id.as_str()),
+        OwnedUserId::try_from(invite.sender.as_str()),
+    ) else {
+        return Ok(());
+    };
+    if !is_welcome(step, &inviter) {
+        info!(%room, %inviter, "declining an invitation: the policy does not allow this inviter");
+        return Ok(step.context.homeserver.leave(&step.actor, room).await?);
+    }
+    step.context.homeserver.join(&step.actor, room.into()).await?;
+    info!(%room, %inviter, "joined by invitation");
+    joined(step, room).await?;
+    if is_direct(&invite) {
+        step.context.homeserver.mark_direct(&step.actor, room, &inviter).await?;
+    }
+    // Whoever invites a bot may ask it to verify next: their devices had better be known.
+    step.machine().await?.track(std::slice::from_ref(&inviter)).await?;
+    outgoing::run(step).await?;
+    read_back(step, room, &invite).await
+}
+
+fn is_welcome(step: &Step<'_>, inviter: &OwnedUserId) -> bool {
+    let settings = &step.context.settings;
+    match settings.invite_policy {
+        InvitePolicy::Anyone => true,
+        InvitePolicy::Homeserver => inviter.server_name() == settings.server_name,
+        InvitePolicy::List => settings.invite_allow.contains(inviter),
+    }
+}
+
+fn is_direct(invite: &StoredEvent) -> bool {
+    invite.json.pointer("/content/is_direct").and_then(Value::as_bool) == Some(true)
+}
+
+/// Notes the bot's own join without waiting for the transaction that tells it.
+async fn joined(step: &Step<'_>, room: &RoomId) -> Result<(), StepError> {
+    let fact = Fact::Member {
+        user_id: step.bot.user_id.to_string(),
+        membership: "join".to_owned(),
+    };
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    rooms::apply(&mut tx, &[(room.to_string(), fact)], step.now()).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}
+
+/// Puts what was said since the invitation into the bot's inbox, oldest first. What it has logged
+/// already is recognised there.
+async fn read_back(
+    step: &mut Step<'_>,
+    room: &RoomId,
+    invite: &StoredEvent,
+) -> Result<(), StepError> {
+    // Learned before the first answer: whether this room is encrypted, and who is in it.
+    send::known_room(step, room).await?;
+    let recent = step.context.homeserver.recent_events(&step.actor, room, LOOK_BACK).await?;
+    let text = |event: &Value, key: &str| {
+        event.get(key).and_then(Value::as_str).map(ToOwned::to_owned)
+    };
+    let mut missed: Vec<NewEvent> = recent
+        .into_iter()
+        .take_while(|event| text(event, "event_id").as_deref() != Some(invite.event_id.as_str()))
+        .filter(|event| event.get("state_key").is_none())
+        .filter_map(|json| {
+            Some(NewEvent {
+                event_id: text(&json, "event_id")?,
+                room_id: room.to_string(),
+                sender: text(&json, "sender")?,
+                event_type: text(&json, "type")?,
+                session_id: json
+                    .pointer("/content/session_id")
+                    .and_then(Value::as_str)
+                    .map(ToOwned::to_owned),
+                origin_server_ts: json.get("origin_server_ts").and_then(Value::as_i64)?,
+                json,
+            })
+        })
+        .filter(|event| event.sender != step.bot.user_id.as_str())
+        .collect();
+    missed.reverse();
+    let now = step.now();
+    let sealer = step.context.store.sealer();
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let mut stored = events::store(&mut tx, sealer, &missed, now).await?;
+    let seqs: Vec<EventSeq> = stored.iter().map(|(_, seq, _)| *seq).collect();
+    let logged = events::logged(&mut tx, step.bot.id, &seqs).await?;
+    stored.retain(|(_, seq, _)| !logged.contains(seq));
+    stored.sort_unstable_by_key(|(_, seq, _)| *seq);
+    let entries: Vec<NewEntry> = stored
+        .into_iter()
+        .map(|(_, seq, _)| NewEntry { bot: step.bot.id, work: Work::RoomEvent(seq), due_at: now })
+        .collect();
+    inbox::add(&mut tx, sealer, &entries, now).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}

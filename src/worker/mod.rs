@@ -1,0 +1,74 @@
+//! The engine: rows in, homeserver calls and rows out.
+//!
+//! The [`Supervisor`] leases shards and finds bots with work; for each it runs one *step*, which alone
+//! owns that bot's machine while it lasts:
+//!
+//! 1. [`provision`]: if the bot is still being made, the steps of its signup;
+//! 2. [`receive`]: to-device messages, key counts and changed users, in one call;
+//! 3. [`reconcile`]: if asked, the to-device messages that transactions lost;
+//! 4. [`undecrypted`]: room events: decrypted, logged, or parked until their key comes;
+//! 5. [`invites`]: accepted or declined by policy;
+//! 6. [`outgoing`]: whatever the machine wants sent: key uploads, key queries, to-device messages;
+//! 7. [`verify`]: every verification, one move on;
+//! 8. [`send`]: the outbox.
+//!
+//! A step is at-least-once: it may be broken off anywhere and done again. What it writes, it writes
+//! under the [`Fence`](crate::store::Fence) of its shard. What fails is `retry` or `fail`
+//! ([`StepError`]), is put off with [`backoff`], and touches no other bot.
+
+mod backoff;
+mod bot_worker;
+mod error;
+mod invites;
+mod machines;
+mod outgoing;
+mod provision;
+mod receive;
+mod reconcile;
+mod send;
+mod supervisor;
+mod undecrypted;
+mod verify;
+
+use std::sync::Arc;
+
+use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId};
+
+pub use self::{error::StepError, supervisor::Supervisor};
+use crate::{clock::Clock, config::InvitePolicy, homeserver::Homeserver, store::Store};
+
+/// What every step needs; cheap to clone.
+#[derive(Clone)]
+pub struct Context {
+    /// The database.
+    pub store: Store,
+    /// The homeserver.
+    pub homeserver: Homeserver,
+    /// The time.
+    pub clock: Clock,
+    /// What the operator decided.
+    pub settings: Arc<Settings>,
+}
+
+/// What the operator decided about the work.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How many bots are worked at once.
+    pub concurrency: usize,
+    /// How many machines stay in memory.
+    pub machine_cache: usize,
+    /// How long a lease lasts.
+    pub lease: std::time::Duration,
+    /// Our homeserver's name.
+    pub server_name: OwnedServerName,
+    /// Whose invitations are accepted.
+    pub invite_policy: InvitePolicy,
+    /// The users of [`InvitePolicy::List`].
+    pub invite_allow: Vec<OwnedUserId>,
+    /// The space that new bots join.
+    pub space: Option<OwnedRoomId>,
+    /// The rooms that new bots join.
+    pub rooms: Vec<OwnedRoomId>,
+    /// Whether the built-in responder looks at messages.
+    pub responder: bool,
+}

@@ -1,0 +1,185 @@
+//! What the machine wants sent: key uploads, key queries and claims, to-device messages, signatures,
+//! and verification messages in rooms.
+
+use matrix_sdk_crypto::types::requests::{
+    AnyOutgoingRequest, KeysQueryRequest, OutgoingVerificationRequest, RoomMessageRequest,
+    ToDeviceRequest,
+};
+use ruma::{
+    OwnedUserId, TransactionId,
+    api::client::{
+        keys::{get_keys, upload_signatures},
+        message::send_message_event,
+        to_device::send_event_to_device,
+    },
+    events::MessageLikeEventContent as _,
+};
+use tracing::warn;
+
+use super::{StepError, bot_worker::Step, send};
+
+/// The machine may want more after each answer; this bounds a step.
+const ROUNDS: usize = 10;
+
+/// Sends until the machine wants nothing more; tells whether it wanted anything. One refused request
+/// does not keep the others back: the first refusal is the step's error, after all were tried.
+pub(super) async fn run(step: &mut Step<'_>) -> Result<bool, StepError> {
+    run_where(step, |_| true).await
+}
+
+/// [`run`] without the messages for rooms: what must be done before a message can be encrypted.
+pub(super) async fn run_keys(step: &mut Step<'_>) -> Result<bool, StepError> {
+    run_where(step, |request| !matches!(request, AnyOutgoingRequest::RoomMessage(_))).await
+}
+
+async fn run_where(
+    step: &mut Step<'_>,
+    wanted: fn(&AnyOutgoingRequest) -> bool,
+) -> Result<bool, StepError> {
+    let mut any = false;
+    let mut refused = None;
+    for _ in 0..ROUNDS {
+        let mut requests = step.machine().await?.outgoing().await?;
+        requests.retain(|request| wanted(request.request()));
+        if requests.is_empty() {
+            break;
+        }
+        any = true;
+        let mut progressed = false;
+        for request in requests {
+            match send_one(step, request.request_id(), request.request()).await {
+                Ok(()) => progressed = true,
+                Err(error) => {
+                    let kind = kind(request.request());
+                    warn!(%error, kind, "the homeserver did not take a request of the machine");
+                    refused.get_or_insert(error);
+                }
+            }
+        }
+        if !progressed {
+            break;
+        }
+    }
+    refused.map_or(Ok(any), Err)
+}
+
+const fn kind(request: &AnyOutgoingRequest) -> &'static str {
+    match request {
+        AnyOutgoingRequest::KeysUpload(_) => "keys/upload",
+        AnyOutgoingRequest::KeysQuery(_) => "keys/query",
+        AnyOutgoingRequest::KeysClaim(_) => "keys/claim",
+        AnyOutgoingRequest::ToDeviceRequest(_) => "sendToDevice",
+        AnyOutgoingRequest::SignatureUpload(_) => "keys/signatures/upload",
+        AnyOutgoingRequest::RoomMessage(_) => "send",
+    }
+}
+
+async fn send_one(
+    step: &mut Step<'_>,
+    id: &TransactionId,
+    request: &AnyOutgoingRequest,
+) -> Result<(), StepError> {
+    match request {
+        AnyOutgoingRequest::KeysUpload(request) => {
+            let answer =
+                step.context.homeserver.send((&step.actor).into(), request.clone()).await?;
+            step.machine().await?.mark_sent(id, &answer).await?;
+        }
+        AnyOutgoingRequest::KeysQuery(request) => query(step, id, request).await.map(|_| ())?,
+        AnyOutgoingRequest::KeysClaim(request) => {
+            let answer =
+                step.context.homeserver.send((&step.actor).into(), request.clone()).await?;
+            step.machine().await?.mark_sent(id, &answer).await?;
+        }
+        AnyOutgoingRequest::ToDeviceRequest(request) => to_device(step, request).await?,
+        AnyOutgoingRequest::SignatureUpload(request) => signatures(step, request.clone()).await?,
+        AnyOutgoingRequest::RoomMessage(request) => room_message(step, request).await?,
+    }
+    Ok(())
+}
+
+/// A `/keys/query`, its answer given to the machine and returned.
+async fn query(
+    step: &mut Step<'_>,
+    id: &TransactionId,
+    query: &KeysQueryRequest,
+) -> Result<get_keys::v3::Response, StepError> {
+    let mut request = get_keys::v3::Request::new();
+    request.timeout = query.timeout;
+    request.device_keys = query.device_keys.clone();
+    let answer = step.context.homeserver.send((&step.actor).into(), request).await?;
+    step.machine().await?.mark_sent(id, &answer).await?;
+    Ok(answer)
+}
+
+/// Asks for these users' devices now, whatever is known of them.
+pub(super) async fn query_keys(
+    step: &mut Step<'_>,
+    users: &[OwnedUserId],
+) -> Result<get_keys::v3::Response, StepError> {
+    let (id, request) = step.machine().await?.query_keys(users);
+    query(step, &id, &request).await
+}
+
+/// Sends a to-device message, and tells the machine.
+pub(super) async fn to_device(
+    step: &mut Step<'_>,
+    message: &ToDeviceRequest,
+) -> Result<(), StepError> {
+    let request = send_event_to_device::v3::Request::new_raw(
+        message.event_type.clone(),
+        message.txn_id.clone(),
+        message.messages.clone(),
+    );
+    let answer = step.context.homeserver.send((&step.actor).into(), request).await?;
+    step.machine().await?.mark_sent(&message.txn_id, &answer).await?;
+    Ok(())
+}
+
+/// Publishes signatures. The homeserver answers 200 and names in `failures` what it did not take.
+pub(super) async fn signatures(
+    step: &mut Step<'_>,
+    request: upload_signatures::v3::Request,
+) -> Result<(), StepError> {
+    let id = TransactionId::new();
+    let answer = step.context.homeserver.send((&step.actor).into(), request).await?;
+    step.machine().await?.mark_sent(&id, &answer).await?;
+    if answer.failures.is_empty() {
+        return Ok(());
+    }
+    let users: Vec<_> = answer.failures.keys().map(ToString::to_string).collect();
+    Err(StepError::fail(
+        "M_INVALID_SIGNATURE",
+        format!("the homeserver did not take signatures for {}", users.join(", ")),
+    ))
+}
+
+/// Sends a message of a verification.
+pub(super) async fn verification(
+    step: &mut Step<'_>,
+    message: &OutgoingVerificationRequest,
+) -> Result<(), StepError> {
+    match message {
+        OutgoingVerificationRequest::ToDevice(message) => to_device(step, message).await,
+        OutgoingVerificationRequest::InRoom(message) => room_message(step, message).await,
+    }
+}
+
+async fn room_message(
+    step: &mut Step<'_>,
+    message: &RoomMessageRequest,
+) -> Result<(), StepError> {
+    let content = serde_json::to_value(&message.content)
+        .map_err(|e| StepError::fail("M_UNKNOWN", e.to_string()))?;
+    let event_type = message.content.event_type().to_string();
+    let txn_id = format!("gs-{}-{}", step.bot.id, message.txn_id);
+    // Boxed: to encrypt this message, keys may have to be sent first, which comes back here.
+    let txn_id = txn_id.as_str().into();
+    let sent =
+        Box::pin(send::message(step, &message.room_id, &event_type, &content, txn_id)).await?;
+    let event_id = ruma::OwnedEventId::try_from(sent.event_id)
+        .map_err(|e| StepError::fail("M_UNKNOWN", e.to_string()))?;
+    let answer = send_message_event::v3::Response::new(event_id);
+    step.machine().await?.mark_sent(&message.txn_id, &answer).await?;
+    Ok(())
+}

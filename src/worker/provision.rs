@@ -1,0 +1,278 @@
+//! How a bot comes to be: the steps of its signup, each recorded when it is done, each harmless when
+//! done again.
+//!
+//! The order protects the bot's name. The device is made without keys, which nobody heeds; the identity
+//! is kept in our database before it is published; the device's keys go out with the identity's
+//! signature already in them; and only then is anybody invited. There is never an unsigned device to
+//! be seen, and never a second identity.
+
+use ruma::{OwnedUserId, RoomId};
+use serde_json::json;
+use tracing::info;
+
+use super::{StepError, bot_worker::Step, outgoing, send};
+use crate::{
+    homeserver::DirectRoom,
+    store::{
+        StoreError, bots,
+        bots::PublicIdentity,
+        inbox::{self, NewEntry, Work},
+        outbox,
+        outbox::NewSend,
+        provisioning,
+        provisioning::{OpenSignup, Steps},
+        rooms,
+        rooms::Fact,
+    },
+};
+
+/// The asker's id of the first message: see [`outbox`].
+const INTRO: &str = "signup-intro";
+
+/// Does what is left to do, and records a failure for whoever waits.
+pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
+    let mut conn = step.context.store.connection().await?;
+    let sealer = step.context.store.sealer();
+    let Some(mut signup) = provisioning::open(&mut conn, sealer, step.bot.id).await? else {
+        return Ok(());
+    };
+    drop(conn);
+    let result = steps(step, &mut signup).await;
+    if let Err(error) = &result
+        && !matches!(error, StepError::LeaseLost)
+    {
+        let mut tx = step.context.store.begin_fenced(step.fence).await?;
+        let (errcode, text) = (error.errcode(), error.to_string());
+        let name = next_step(&signup.steps);
+        let retry = error.is_retry();
+        provisioning::record_failure(&mut tx, signup.id, name, errcode, &text, retry, step.now())
+            .await?;
+        tx.commit().await.map_err(StoreError::from)?;
+    }
+    result
+}
+
+/// The name of the first step that is not done.
+fn next_step(steps: &Steps) -> &'static str {
+    match steps {
+        Steps { user: false, .. } => "user",
+        Steps { device: false, .. } => "device",
+        Steps { identity: false, .. } => "identity",
+        Steps { keys: false, .. } => "keys",
+        Steps { profile: false, .. } => "profile",
+        Steps { dm: false, .. } => "dm",
+        _ => "intro",
+    }
+}
+
+async fn steps(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(), StepError> {
+    if !signup.steps.user {
+        step.context.homeserver.register(&step.bot.user_id).await?;
+        signup.steps.user = true;
+        record(step, signup).await?;
+    }
+    if !signup.steps.device {
+        // Making it again would announce a changed device to everybody.
+        if !step.context.homeserver.device_exists(&step.actor).await? {
+            let name = step.bot.display_name.as_deref().unwrap_or("greenshield");
+            step.context.homeserver.create_device(&step.actor, name).await?;
+        }
+        signup.steps.device = true;
+        record(step, signup).await?;
+    }
+    if !(signup.steps.identity && signup.steps.keys) {
+        identity(step).await?;
+        signup.steps.identity = true;
+        signup.steps.keys = true;
+        record(step, signup).await?;
+    }
+    if !signup.steps.profile {
+        if let Some(name) = &step.bot.display_name {
+            step.context.homeserver.set_display_name(&step.actor, name).await?;
+        }
+        signup.steps.profile = true;
+        record(step, signup).await?;
+    }
+    join_rooms(step, signup).await?;
+    if !signup.steps.dm {
+        direct_room(step, signup).await?;
+    }
+    if !signup.steps.intro {
+        intro(step, signup).await?;
+    }
+    finish(step, signup).await
+}
+
+/// Publishes the identity and the signed device, and looks whether the homeserver really has them.
+async fn identity(step: &mut Step<'_>) -> Result<(), StepError> {
+    let own = [step.bot.user_id.clone()];
+    let published = outgoing::query_keys(step, &own).await?;
+    let published = published.master_keys.get(&step.bot.user_id).map(|key| key.json().get());
+    let mut conn = step.context.store.connection().await?;
+    let stored =
+        bots::identity_secrets(&mut conn, step.context.store.sealer(), step.bot.id).await?;
+    drop(conn);
+    if published.is_some() && stored.is_none() {
+        return Err(StepError::fail(
+            "M_USER_IN_USE",
+            "this user has a cross-signing identity that greenshield does not hold, and replacing it \
+             would alarm everybody who verified it: choose another username",
+        ));
+    }
+
+    let upload = step.machine().await?.identity_upload(stored).await?;
+    if let Some(published) = published
+        && !published.contains(&upload.public.master_key)
+    {
+        return Err(StepError::fail(
+            "M_USER_IN_USE",
+            "the homeserver publishes another cross-signing identity for this bot than ours",
+        ));
+    }
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let (sealer, now) = (step.context.store.sealer(), step.now());
+    bots::keep_identity(&mut tx, sealer, step.bot.id, &upload.public, &upload.secrets, now).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+
+    let homeserver = &step.context.homeserver;
+    homeserver.send((&step.actor).into(), upload.signing_keys).await?;
+    if let Some((id, device_keys)) = upload.device_keys {
+        let answer = homeserver.send((&step.actor).into(), device_keys).await?;
+        step.machine().await?.mark_sent(&id, &answer).await?;
+    }
+    outgoing::signatures(step, upload.signatures).await?;
+    // One-time and fallback keys that did not fit into the first upload.
+    outgoing::run(step).await?;
+    check(step, &upload.public).await
+}
+
+/// What the homeserver answers about the bot must be what we published.
+async fn check(step: &mut Step<'_>, ours: &PublicIdentity) -> Result<(), StepError> {
+    let own = [step.bot.user_id.clone()];
+    let answer = outgoing::query_keys(step, &own).await?;
+    let user = &step.bot.user_id;
+    let master = answer.master_keys.get(user).map(|key| key.json().get());
+    let device = answer
+        .device_keys
+        .get(user)
+        .and_then(|devices| devices.get(&step.bot.device_id))
+        .map(|device| device.json().get());
+    let has_identity = master.is_some_and(|json| json.contains(&ours.master_key));
+    let is_signed = device
+        .is_some_and(|json| json.contains(&format!("ed25519:{}", ours.self_signing_key)));
+    if has_identity && is_signed {
+        info!(%user, "the bot's device is published, signed by its identity");
+        return Ok(());
+    }
+    Err(StepError::Retry {
+        source: "the homeserver does not show the bot's signed device yet".into(),
+        after: None,
+    })
+}
+
+async fn join_rooms(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(), StepError> {
+    let settings = step.context.settings.clone();
+    for room in settings.space.iter().chain(&settings.rooms) {
+        if signup.steps.rooms.iter().any(|joined| joined == room.as_str()) {
+            continue;
+        }
+        step.context.homeserver.join(&step.actor, (&**room).into()).await.map_err(|error| {
+            match StepError::from(error) {
+                StepError::Fail { errcode, error } => StepError::fail(
+                    errcode,
+                    format!("cannot join {room}: {error}: make it public or invite the bot"),
+                ),
+                other => other,
+            }
+        })?;
+        note_join(step, room).await?;
+        signup.steps.rooms.push(room.to_string());
+        record(step, signup).await?;
+    }
+    Ok(())
+}
+
+async fn note_join(step: &Step<'_>, room: &RoomId) -> Result<(), StepError> {
+    let user_id = step.bot.user_id.to_string();
+    let fact = Fact::Member { user_id, membership: "join".to_owned() };
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    rooms::apply(&mut tx, &[(room.to_string(), fact)], step.now()).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}
+
+/// Makes the encrypted direct room with the inviter, or finds the one that an attempt before made.
+async fn direct_room(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(), StepError> {
+    let human = OwnedUserId::try_from(signup.inviter.as_str())
+        .map_err(|_| StepError::fail("M_INVALID_PARAM", "the code's inviter is not a user id"))?;
+    let marker = format!("{}/{}", step.bot.device_id, signup.id);
+    let homeserver = &step.context.homeserver;
+    let room = match homeserver.find_direct_room(&step.actor, &marker).await? {
+        Some(room) => room,
+        None => {
+            let room = DirectRoom { invitee: &human, marker: &marker };
+            homeserver.create_direct_room(&step.actor, room).await?
+        }
+    };
+    homeserver.mark_direct(&step.actor, &room, &human).await?;
+    note_join(step, &room).await?;
+    signup.dm_room = Some(room.to_string());
+    signup.steps.dm = true;
+    record(step, signup).await
+}
+
+/// Posts the first message, through the outbox like any other.
+async fn intro(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(), StepError> {
+    let room = signup.dm_room.clone().unwrap_or_default();
+    let content = json!({ "msgtype": "m.text", "body": signup.intro });
+    let now = step.now();
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let new = NewSend {
+        bot: step.bot.id,
+        room_id: &room,
+        txn_id: INTRO,
+        event_type: "m.room.message",
+        content: &content,
+    };
+    outbox::insert(&mut tx, step.context.store.sealer(), new, now).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    send::run(step).await?;
+    let mut conn = step.context.store.connection().await?;
+    match outbox::outcome(&mut conn, step.bot.id, INTRO).await? {
+        Some(Ok(sent)) if sent.session_id.is_some() => {
+            signup.steps.intro = true;
+            Ok(())
+        }
+        Some(Ok(_)) => Err(StepError::fail(
+            "M_UNKNOWN",
+            "the direct room is not encrypted: does the homeserver forbid encryption?",
+        )),
+        Some(Err(error)) => Err(StepError::fail("M_UNKNOWN", error)),
+        None => Err(StepError::Retry {
+            source: "the first message was not sent yet".into(),
+            after: Some(std::time::Duration::from_secs(1)),
+        }),
+    }
+}
+
+async fn finish(step: &mut Step<'_>, signup: &OpenSignup) -> Result<(), StepError> {
+    let now = step.now();
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    provisioning::finish(&mut tx, signup.id, step.bot.id, &signup.steps, now).await?;
+    // What came before the homeserver had heard of us lies in the device's inbox only.
+    let reconcile = NewEntry { bot: step.bot.id, work: Work::Reconcile, due_at: now };
+    inbox::add(&mut tx, step.context.store.sealer(), &[reconcile], now).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    info!(user_id = %step.bot.user_id, "a bot is ready");
+    Ok(())
+}
+
+async fn record(step: &Step<'_>, signup: &OpenSignup) -> Result<(), StepError> {
+    let space = step.context.settings.space.as_ref().map(ToString::to_string);
+    let space = space.filter(|space| signup.steps.rooms.contains(space));
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let dm_room = signup.dm_room.as_deref();
+    provisioning::record(&mut tx, signup.id, &signup.steps, space.as_deref(), dm_room).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}

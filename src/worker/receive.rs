@@ -1,0 +1,61 @@
+//! To-device messages, key counts and changed users: into the machine, in one call.
+
+use ruma::OwnedUserId;
+use tracing::{debug, warn};
+
+use super::{StepError, bot_worker::Step, verify};
+use crate::{
+    crypto::{SyncChanges, VerificationMessage},
+    store::{inbox, inbox::Entry, inbox::Work},
+};
+
+/// Takes the entries up. The machine saves what it got before they are removed: broken off in
+/// between, they come again, and the machine knows a message that it has had.
+pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), StepError> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+    let mut changes = SyncChanges::default();
+    for entry in entries {
+        match entry.work {
+            Work::ToDevice(message) => changes.to_device.push(message),
+            // The last word counts.
+            Work::KeyCounts(counts) => changes.key_counts = Some(counts),
+            Work::DeviceLists(users) => changes
+                .changed_users
+                .extend(users.into_iter().filter_map(|user| OwnedUserId::try_from(user).ok())),
+            Work::RoomEvent(_) | Work::Invite(_) | Work::Reconcile => {}
+        }
+    }
+    let beginning: Vec<_> = changes
+        .to_device
+        .iter()
+        .filter_map(VerificationMessage::from_to_device)
+        .filter(VerificationMessage::begins)
+        .collect();
+    for message in &beginning {
+        verify::make_way(step, message).await?;
+    }
+
+    let received = step.machine().await?.receive(changes).await?;
+    debug!(
+        sessions = received.sessions.len(),
+        undecryptable = received.undecryptable,
+        "took to-device messages in"
+    );
+    if received.undecryptable > 0 {
+        // The machine mends a broken Olm session by itself: it starts a new one with a dummy message.
+        warn!(count = received.undecryptable, "to-device messages could not be decrypted");
+        metrics::counter!("greenshield_olm_failures_total").increment(received.undecryptable as u64);
+    }
+    for message in &received.verification {
+        verify::heard_to_device(step, message).await?;
+    }
+
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    inbox::unpark_sessions(&mut tx, step.bot.id, &received.sessions, step.now()).await?;
+    inbox::remove(&mut tx, &ids).await?;
+    tx.commit().await.map_err(crate::store::StoreError::from)?;
+    Ok(())
+}

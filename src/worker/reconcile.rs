@@ -1,0 +1,109 @@
+//! Fetching the to-device messages that the homeserver kept and no transaction brought.
+//!
+//! Asked for after an outage, when an event stays undecryptable, at the end of a signup, and by a slow
+//! sweep over all bots. It also empties the device's inbox at the homeserver, which otherwise grows
+//! for ever.
+
+use chrono::Duration;
+use ruma::OwnedUserId;
+use tracing::{debug, info, warn};
+
+use super::{Context, StepError, bot_worker::Step};
+use crate::{
+    homeserver::HomeserverError,
+    store::{
+        StoreError, bots,
+        inbox::{self, Entry, NewEntry, Work},
+        queue, to_device,
+    },
+};
+
+/// Every bot is reconciled at least this often.
+const EVERY: Duration = Duration::hours(12);
+/// How many bots one sweep takes: it comes with every renewal of the leases, a few seconds apart.
+const SWEEP: i64 = 20;
+/// More pages than this are left for the next time.
+const MAX_PAGES: usize = 50;
+
+/// Asks for reconciles of bots whose turn it is.
+pub(super) async fn sweep(context: &Context, shards: &[i16]) -> Result<(), StoreError> {
+    let now = context.clock.now();
+    let mut tx = context.store.begin().await?;
+    let due = bots::claim_for_reconcile(&mut tx, shards, now - EVERY, SWEEP, now).await?;
+    let entries: Vec<_> = due
+        .iter()
+        .map(|bot| NewEntry { bot: *bot, work: Work::Reconcile, due_at: now })
+        .collect();
+    inbox::add(&mut tx, context.store.sealer(), &entries, now).await?;
+    queue::wake(&mut tx, &due, now).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Fetches page after page into the inbox; each page is committed before it is deleted at the
+/// homeserver.
+pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), StepError> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let mut since: Option<String> = None;
+    let mut found = 0;
+    for _ in 0..MAX_PAGES {
+        let page = match step.context.homeserver.to_device_inbox(&step.actor, since.as_deref()).await
+        {
+            Ok(page) => page,
+            Err(error) if is_unsupported(&error) => {
+                warn!(%error, "this homeserver cannot be asked for lost to-device messages");
+                break;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let count = page.events.len();
+        found += take_in(step, page.events).await?;
+        // Going on with `next_batch` deletes this page, so an empty one is the end.
+        match page.next_batch {
+            Some(next) if count > 0 => since = Some(next),
+            _ => break,
+        }
+    }
+    if found > 0 {
+        info!(found, "fetched to-device messages that no transaction had brought");
+        metrics::counter!("greenshield_reconciled_to_device_total").increment(found as u64);
+    } else {
+        debug!("nothing was lost");
+    }
+    let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    inbox::remove(&mut tx, &ids).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}
+
+/// Writes those that are new into the inbox, and tells how many they were.
+async fn take_in(
+    step: &Step<'_>,
+    events: Vec<serde_json::Value>,
+) -> Result<usize, StepError> {
+    let now = step.now();
+    let bot = step.bot.id;
+    let from_somebody = |event: &serde_json::Value| {
+        let sender = event.get("sender").and_then(serde_json::Value::as_str);
+        sender.is_some_and(|sender| OwnedUserId::try_from(sender).is_ok())
+    };
+    let events: Vec<_> = events.into_iter().filter(from_somebody).collect();
+    let digests: Vec<_> = events.iter().map(|event| (bot, to_device::digest(event))).collect();
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let fresh = to_device::record(&mut tx, &digests, now).await?;
+    let entries: Vec<_> = fresh
+        .iter()
+        .map(|index| NewEntry { bot, work: Work::ToDevice(events[*index].clone()), due_at: now })
+        .collect();
+    inbox::add(&mut tx, step.context.store.sealer(), &entries, now).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(entries.len())
+}
+
+fn is_unsupported(error: &HomeserverError) -> bool {
+    matches!(error, HomeserverError::Refused { status: 404 | 405, .. })
+        || error.errcode() == Some("M_UNRECOGNIZED")
+}

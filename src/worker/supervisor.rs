@@ -1,0 +1,212 @@
+//! Who works when: leases shards, finds bots whose step is due, and runs their steps side by side.
+//!
+//! A wake-up carries no data. The supervisor looks at `bot_queue` when it is signalled, when the
+//! earliest due time is reached, and on a slow timer; it holds nothing per bot that has no work.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::FutureExt as _;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, error, info, warn};
+
+use super::{
+    Context, StepError, backoff,
+    bot_worker::{self, Outcome},
+    machines::{Kept, Machines},
+    reconcile,
+};
+use crate::{
+    model::BotId,
+    store::{Fence, Signal, Signals, StoreError, bots, leases::Process, queue, queue::DueBot},
+};
+
+/// The slow timer that makes certain what a signal makes soon.
+const LOOK_ANYWAY: Duration = Duration::from_secs(10);
+
+/// Runs the workers of this process.
+pub struct Supervisor {
+    context: Context,
+    signals: Signals,
+    process: Process,
+    fences: HashMap<i16, Fence>,
+    busy: HashSet<BotId>,
+    steps: JoinSet<BotId>,
+    machines: Arc<Mutex<Machines>>,
+    tasks: HashMap<tokio::task::Id, BotId>,
+}
+
+impl Supervisor {
+    /// A supervisor for the process that `process` announced.
+    #[must_use]
+    pub fn new(context: Context, signals: Signals, process: Process) -> Self {
+        let machines = Arc::new(Mutex::new(Machines::new(context.settings.machine_cache)));
+        Self {
+            context,
+            signals,
+            process,
+            fences: HashMap::new(),
+            busy: HashSet::new(),
+            steps: JoinSet::new(),
+            machines,
+            tasks: HashMap::new(),
+        }
+    }
+
+    /// Works until `stop`; then lets running steps end, and lets go of the leases.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut signal = self.signals.subscribe(Signal::Work);
+        let mut renew = tokio::time::interval(self.context.settings.lease / 3);
+        renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut wait = Duration::ZERO;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = renew.tick() => self.renew().await,
+                Some(ended) = self.steps.join_next_with_id() => self.ended(ended),
+                _ = signal.changed() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+            wait = match self.start_due().await {
+                Ok(wait) => wait,
+                Err(error) => {
+                    warn!(%error, "cannot look for work");
+                    Duration::from_secs(1)
+                }
+            };
+        }
+        info!(running = self.steps.len(), "stopping: waiting for running steps");
+        while self.steps.join_next().await.is_some() {}
+        if let Err(error) = self.process.leave().await {
+            warn!(%error, "could not let go of the leases; others take over when the connection ends");
+        }
+    }
+
+    async fn renew(&mut self) {
+        let now = self.context.clock.now();
+        let lease = chrono::Duration::from_std(self.context.settings.lease)
+            .unwrap_or_else(|_| chrono::Duration::seconds(15));
+        match self.process.renew(lease, now).await {
+            Ok(fences) => {
+                self.fences = fences.into_iter().map(|fence| (fence.shard, fence)).collect();
+                self.lock_machines().keep_only(&self.fences);
+                let shards: Vec<i16> = self.fences.keys().copied().collect();
+                metrics::gauge!("greenshield_leased_shards").set(shards.len() as f64);
+                if let Err(error) = reconcile::sweep(&self.context, &shards).await {
+                    warn!(%error, "the slow sweep failed");
+                }
+            }
+            Err(error) => warn!(%error, "cannot renew the leases"),
+        }
+    }
+
+    /// Starts due steps as far as there is room, and tells how long to wait before looking again.
+    async fn start_due(&mut self) -> Result<Duration, StoreError> {
+        let room = self.context.settings.concurrency.saturating_sub(self.steps.len());
+        if room == 0 || self.fences.is_empty() {
+            return Ok(LOOK_ANYWAY);
+        }
+        let shards: Vec<i16> = self.fences.keys().copied().collect();
+        let busy: Vec<BotId> = self.busy.iter().copied().collect();
+        let now = self.context.clock.now();
+        let mut conn = self.context.store.connection().await?;
+        let limit = i64::try_from(room).unwrap_or(i64::MAX);
+        let due = queue::due(&mut conn, &shards, &busy, now, limit).await?;
+        for bot in due {
+            self.start(bot);
+        }
+        let busy: Vec<BotId> = self.busy.iter().copied().collect();
+        let next = queue::next_due(&mut conn, &shards, &busy).await?;
+        let wait = next.and_then(|next| (next - now).to_std().ok()).unwrap_or(LOOK_ANYWAY);
+        Ok(wait.clamp(Duration::from_millis(1), LOOK_ANYWAY))
+    }
+
+    fn start(&mut self, due: DueBot) {
+        let Some(fence) = self.fences.get(&due.shard).copied() else { return };
+        let context = self.context.clone();
+        let machines = Arc::clone(&self.machines);
+        self.busy.insert(due.bot);
+        let span = tracing::info_span!("worker.step", bot = %due.bot);
+        let task = async move {
+            run_step(&context, &machines, due, fence).await;
+            due.bot
+        };
+        let handle = self.steps.spawn(task.instrument(span));
+        self.tasks.insert(handle.id(), due.bot);
+    }
+
+    fn ended(&mut self, ended: Result<(tokio::task::Id, BotId), JoinError>) {
+        let id = match &ended {
+            Ok((id, _)) => *id,
+            Err(error) => error.id(),
+        };
+        if let Some(bot) = self.tasks.remove(&id) {
+            self.busy.remove(&bot);
+        }
+    }
+
+    fn lock_machines(&self) -> std::sync::MutexGuard<'_, Machines> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One step of one bot, and what follows from how it ended. A panic is caught, counted, and hurts only
+/// this step.
+async fn run_step(context: &Context, machines: &Mutex<Machines>, due: DueBot, fence: Fence) {
+    let started = std::time::Instant::now();
+    let machine = machines.lock().unwrap_or_else(PoisonError::into_inner).take(due.bot, fence);
+    let step = bot_worker::step(context, due.bot, fence, machine);
+    let result = std::panic::AssertUnwindSafe(step).catch_unwind().await.unwrap_or_else(|_| {
+        metrics::counter!("greenshield_step_panics_total").increment(1);
+        Err(StepError::fail("M_UNKNOWN", "a step panicked: see the log"))
+    });
+    metrics::histogram!("greenshield_step_seconds").record(started.elapsed().as_secs_f64());
+    let now = context.clock.now();
+    let (next, failures, said) = match result {
+        Ok(Outcome { machine, pinned, next }) => {
+            if let Some(machine) = machine {
+                let mut machines = machines.lock().unwrap_or_else(PoisonError::into_inner);
+                machines.put(due.bot, Kept { machine, fence, pinned });
+                metrics::gauge!("greenshield_machines").set(machines.len() as f64);
+            }
+            (next, 0, None)
+        }
+        Err(StepError::LeaseLost) => {
+            info!("another process has taken this bot over");
+            return;
+        }
+        Err(error) => {
+            let kind = if error.is_retry() { "retry" } else { "fail" };
+            metrics::counter!("greenshield_step_errors_total", "kind" => kind).increment(1);
+            let failures = due.failures.saturating_add(1);
+            let next = backoff::next_attempt(&error, failures, due.bot.0, now);
+            warn!(%error, kind, failures, next_attempt_at = %next, "a step failed");
+            (Some(next), failures, Some(error.to_string()))
+        }
+    };
+    if let Err(error) = finish(context, due, fence, next, failures, said.as_deref()).await {
+        // The bot stays due: it is simply done again.
+        error!(%error, "could not record the end of a step");
+    }
+}
+
+async fn finish(
+    context: &Context,
+    due: DueBot,
+    fence: Fence,
+    next: Option<chrono::DateTime<chrono::Utc>>,
+    failures: i32,
+    said: Option<&str>,
+) -> Result<(), StoreError> {
+    let mut tx = context.store.begin_fenced(fence).await?;
+    if said.is_some() || due.failures > 0 {
+        bots::note_error(&mut tx, due.bot, said, context.clock.now()).await?;
+    }
+    queue::finish(&mut tx, due, next, failures).await?;
+    tx.commit().await?;
+    Ok(())
+}

@@ -1,0 +1,304 @@
+//! Verification: one move at a time, each recorded.
+//!
+//! The human's client drives: it asks, starts the SAS, and shows the emoji; the bot says that it is
+//! willing, accepts, and under the policy `auto` confirms once the human's own confirmation (the MAC)
+//! has come, so that the human really decides. Afterwards the bot has signed the human's identity, and
+//! its next message starts a new room key, because only a new one counts as verified.
+//!
+//! Facts of the engine that shape this: a request from a device whose keys are not known is dropped;
+//! of two requests of one user both are cancelled, a finished one included; the flow lives in memory
+//! only. So keys are queried first, old flows are ended first ([`make_way`]), and a row without a flow
+//! is cancelled in words the other side understands ([`lost`]).
+
+use ruma::{
+    TransactionId, UserId,
+    api::client::to_device::send_event_to_device,
+    events::{ToDeviceEventType, key::verification::cancel::CancelCode},
+    serde::Raw,
+    to_device::DeviceIdOrAllDevices,
+};
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+use super::{StepError, bot_worker::Step, outgoing, send};
+use crate::{
+    crypto::{FlowState, SyncChanges, VerificationMessage},
+    model::{VerificationPolicy, VerificationState},
+    store::{
+        Connection, StoreError, rooms, verifications,
+        verifications::{OpenVerification, Progress},
+    },
+};
+
+/// Before a message that begins a verification is fed: the sender's devices are asked for, and older
+/// flows with that user are ended.
+pub(super) async fn make_way(
+    step: &mut Step<'_>,
+    message: &VerificationMessage,
+) -> Result<(), StepError> {
+    let machine = step.machine().await?;
+    if machine.flow(&message.sender, &message.flow_id).is_some() {
+        return Ok(());
+    }
+    let ended = machine.cancel_other_flows(&message.sender, &message.flow_id);
+    for cancel in &ended {
+        outgoing::verification(step, cancel).await?;
+    }
+    let machine = step.machine().await?;
+    if machine.has_finished_flows(&message.sender) {
+        machine.receive(SyncChanges::default()).await?;
+    }
+    step.machine().await?.track(std::slice::from_ref(&message.sender)).await?;
+    outgoing::query_keys(step, std::slice::from_ref(&message.sender)).await?;
+    Ok(())
+}
+
+/// A verification message came over to-device, and the machine has had it.
+pub(super) async fn heard_to_device(
+    step: &mut Step<'_>,
+    message: &VerificationMessage,
+) -> Result<(), StepError> {
+    let known = step.machine().await?.flow(&message.sender, &message.flow_id).is_some();
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    if known && message.begins() {
+        let (user, flow) = (message.sender.as_str(), message.flow_id.as_str());
+        verifications::begin(&mut tx, step.bot.id, user, flow, None, false, step.now()).await?;
+    }
+    note_mac(&mut tx, step, message).await?;
+    let open = verifications::open(&mut tx, step.bot.id).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    let ours = open.iter().any(|row| row.flow_id == message.flow_id);
+    // A row without a flow is cancelled by `run`; a message of no flow at all is answered here.
+    if !known && !ours && !message.ends() && !message.is_request() {
+        let code = CancelCode::UnknownTransaction;
+        let device = message.from_device.as_deref();
+        cancel_to_device(step, &message.sender, device, &message.flow_id, &code).await?;
+    }
+    Ok(())
+}
+
+/// A verification message came in a room; `event` is the event in the clear. Other bots' flows in the
+/// same room are none of ours.
+pub(super) async fn heard_in_room(
+    step: &mut Step<'_>,
+    message: &VerificationMessage,
+    event: &Value,
+) -> Result<(), StepError> {
+    if message.sender == step.bot.user_id {
+        return Ok(());
+    }
+    if message.is_request() {
+        if message.to.as_deref() != Some(step.bot.user_id.as_str()) {
+            return Ok(());
+        }
+        make_way(step, message).await?;
+    } else if step.machine().await?.flow(&message.sender, &message.flow_id).is_none() {
+        return Ok(());
+    }
+    step.machine().await?.receive_room_verification(event).await?;
+    let heeded = step.machine().await?.flow(&message.sender, &message.flow_id).is_some();
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    if message.is_request() && heeded {
+        let room = message.room.as_deref().map(ruma::RoomId::as_str);
+        let (user, flow) = (message.sender.as_str(), message.flow_id.as_str());
+        verifications::begin(&mut tx, step.bot.id, user, flow, room, false, step.now()).await?;
+    } else if message.is_request() {
+        // Too old, or from a device that its owner has not published.
+        info!(sender = %message.sender, "a verification request was not heeded");
+    }
+    note_mac(&mut tx, step, message).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}
+
+async fn note_mac(
+    conn: &mut Connection,
+    step: &Step<'_>,
+    message: &VerificationMessage,
+) -> Result<(), StoreError> {
+    if !message.is_mac() {
+        return Ok(());
+    }
+    let (user, flow) = (message.sender.as_str(), message.flow_id.as_str());
+    verifications::mac_received(conn, step.bot.id, user, flow, step.now()).await
+}
+
+/// Whether a verification is under way: then the machine must stay in memory.
+pub(super) async fn is_open(conn: &mut Connection, step: &Step<'_>) -> Result<bool, StoreError> {
+    verifications::any_open(conn, step.bot.id).await
+}
+
+/// Moves every open verification on.
+pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
+    let mut conn = step.context.store.connection().await?;
+    let open = verifications::open(&mut conn, step.bot.id).await?;
+    drop(conn);
+    for row in open {
+        advance(step, &row).await?;
+    }
+    Ok(())
+}
+
+async fn advance(step: &mut Step<'_>, row: &OpenVerification) -> Result<(), StepError> {
+    let Some(flow) = step.machine().await?.flow(&row.other_user_id, &row.flow_id) else {
+        return lost(step, row).await;
+    };
+    act(step, row, &flow).await?;
+
+    let other_device_id = flow.other_device();
+    // The machine replaces the flow's parts as it goes on: look again.
+    let flow = step.machine().await?.flow(&row.other_user_id, &row.flow_id).unwrap_or(flow);
+    let mut progress = Progress { other_device_id, ..Progress::default() };
+    let state = match flow.state() {
+        FlowState::Requested { .. } | FlowState::Waiting { ready: false } => {
+            VerificationState::Requested
+        }
+        FlowState::Waiting { ready: true } => VerificationState::Ready,
+        FlowState::Started | FlowState::Accepted => VerificationState::Started,
+        FlowState::Emoji { emoji, decimals } => {
+            progress.emoji = emoji;
+            progress.decimals = Some(decimals);
+            VerificationState::Emoji
+        }
+        FlowState::Confirmed => VerificationState::Confirmed,
+        FlowState::Done => VerificationState::Done,
+        FlowState::Cancelled { code, reason } => {
+            progress.cancel_code = Some(code);
+            progress.cancel_reason = Some(reason);
+            VerificationState::Cancelled
+        }
+    };
+    if state == VerificationState::Done {
+        start_new_keys(step, &row.other_user_id).await?;
+    }
+    if state != row.state {
+        info!(verification = %row.id, %state, other = %row.other_user_id, "verification");
+        metrics::counter!("greenshield_verifications_total", "state" => state.as_str()).increment(1);
+    }
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    verifications::advance(&mut tx, row.id, state, &progress, step.now()).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    if matches!(state, VerificationState::Done | VerificationState::Cancelled) {
+        // Only this sweeps a finished flow out of the machine, where it would collide with the next.
+        outgoing::run(step).await?;
+        step.machine().await?.receive(SyncChanges::default()).await?;
+    }
+    Ok(())
+}
+
+/// What is for us to do in the flow's present state.
+async fn act(
+    step: &mut Step<'_>,
+    row: &OpenVerification,
+    flow: &crate::crypto::Flow,
+) -> Result<(), StepError> {
+    let policy = step.bot.verification_policy;
+    let message = match flow.state() {
+        FlowState::Done | FlowState::Cancelled { .. } => None,
+        _ if flow.timed_out() => flow.cancel(CancelCode::Timeout),
+        _ if policy == VerificationPolicy::Off => flow.cancel(CancelCode::User),
+        _ if row.decision.as_deref() == Some("cancel") => flow.cancel(CancelCode::User),
+        FlowState::Requested { sas: true } => flow.accept_request(),
+        FlowState::Requested { sas: false } => flow.cancel(CancelCode::UnknownMethod),
+        FlowState::Started => flow.accept_sas(),
+        FlowState::Emoji { .. } => match (policy, row.decision.as_deref()) {
+            (_, Some("mismatch")) => flow.cancel(CancelCode::MismatchedSas),
+            (VerificationPolicy::Auto, _) if row.mac_received => return confirm(step, flow).await,
+            (VerificationPolicy::Owner, Some("confirm")) => return confirm(step, flow).await,
+            _ => None,
+        },
+        FlowState::Waiting { .. } | FlowState::Accepted | FlowState::Confirmed => None,
+    };
+    match message {
+        Some(message) => outgoing::verification(step, &message).await,
+        None => Ok(()),
+    }
+}
+
+async fn confirm(step: &mut Step<'_>, flow: &crate::crypto::Flow) -> Result<(), StepError> {
+    let Some(confirmed) = flow.confirm().await? else { return Ok(()) };
+    for message in &confirmed.messages {
+        outgoing::verification(step, message).await?;
+    }
+    if let Some(signatures) = confirmed.signatures {
+        outgoing::signatures(step, signatures).await?;
+    }
+    Ok(())
+}
+
+/// How far a session is trusted is fixed when its key arrives at the human's client: only a key that
+/// arrives now counts as verified.
+async fn start_new_keys(step: &mut Step<'_>, human: &UserId) -> Result<(), StepError> {
+    let mut conn = step.context.store.connection().await?;
+    let shared =
+        rooms::shared_rooms(&mut conn, step.bot.user_id.as_str(), human.as_str()).await?;
+    drop(conn);
+    for room in shared {
+        step.machine().await?.discard_room_key(&room).await?;
+    }
+    Ok(())
+}
+
+/// A row whose flow is gone: we were restarted meanwhile. The other side is told, so that it does not
+/// wait for ten minutes, and the human can ask again.
+async fn lost(step: &mut Step<'_>, row: &OpenVerification) -> Result<(), StepError> {
+    warn!(verification = %row.id, "cancelling a verification that a restart broke off");
+    let code = CancelCode::User;
+    let reason = "The bot was restarted meanwhile: please verify again";
+    if let Some(room) = &row.room_id {
+        let content = json!({
+            "code": code.as_str(),
+            "reason": reason,
+            "m.relates_to": { "rel_type": "m.reference", "event_id": row.flow_id },
+        });
+        let txn_id = format!("gs-{}-cancel-{}", step.bot.id, row.id);
+        let kind = "m.key.verification.cancel";
+        match send::message(step, room, kind, &content, txn_id.as_str().into()).await {
+            Err(error) if !matches!(error, StepError::Fail { .. }) => return Err(error),
+            Err(error) => warn!(%error, "could not tell that the verification is cancelled"),
+            Ok(_) => {}
+        }
+    } else {
+        let device = row.other_device_id.as_deref();
+        cancel_to_device(step, &row.other_user_id, device, &row.flow_id, &code).await?;
+    }
+    let progress = Progress {
+        cancel_code: Some(code.as_str().to_owned()),
+        cancel_reason: Some(reason.to_owned()),
+        ..Progress::default()
+    };
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let state = VerificationState::Cancelled;
+    verifications::advance(&mut tx, row.id, state, &progress, step.now()).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}
+
+/// A cancel for a flow that the machine does not have.
+async fn cancel_to_device(
+    step: &Step<'_>,
+    user: &UserId,
+    device: Option<&str>,
+    flow_id: &str,
+    code: &CancelCode,
+) -> Result<(), StepError> {
+    let content = json!({
+        "transaction_id": flow_id,
+        "code": code.as_str(),
+        "reason": "This verification is not known here: please verify again",
+    });
+    let content = serde_json::value::to_raw_value(&content)
+        .map_err(|e| StepError::fail("M_UNKNOWN", e.to_string()))?;
+    let device = device.map_or(DeviceIdOrAllDevices::AllDevices, |device| {
+        DeviceIdOrAllDevices::DeviceId(device.into())
+    });
+    let messages =
+        [(user.to_owned(), [(device, Raw::from_json(content))].into())].into();
+    let request = send_event_to_device::v3::Request::new_raw(
+        ToDeviceEventType::from("m.key.verification.cancel"),
+        TransactionId::new(),
+        messages,
+    );
+    step.context.homeserver.send((&step.actor).into(), request).await?;
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! Scenes between people, bots and a homeserver.
+
+mod harness;
