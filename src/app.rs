@@ -8,7 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use axum::{Json, Router, routing::get};
+use axum::Router;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -39,11 +39,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
 /// # Errors
 ///
 /// If a listener cannot be opened, or a part ends by itself.
-pub async fn serve(
-    config: Config,
-    registration: Registration,
-    store: Store,
-) -> anyhow::Result<()> {
+pub async fn serve(config: Config, registration: Registration, store: Store) -> anyhow::Result<()> {
     let clock = Clock::system();
     let signals = Signals::default();
     let metrics = Metrics::install()?;
@@ -64,10 +60,11 @@ pub async fn serve(
         clock: clock.clone(),
         hs_token: registration.hs_token.clone(),
     });
-    let public = signup::router(Signup::new(&config, store.clone(), signals.clone(), clock.clone()))
-        .route("/openapi.json", get(async || Json(openapi::document())));
+    let public =
+        signup::router(Signup::new(&config, store.clone(), signals.clone(), clock.clone()))
+            .merge(web::openapi::router(openapi::document()));
     let operator =
-        operator::router(Operator::new(store.clone(), metrics, readiness.clone()));
+        operator::router(Operator::new(store.clone(), metrics.clone(), readiness.clone()));
     let limit = config.limits.request_body_bytes;
 
     let mut parts = Parts { running: JoinSet::new(), stop: stop.clone() };
@@ -81,11 +78,11 @@ pub async fn serve(
             timeout: TRANSACTION_TIMEOUT,
         },
     );
-    let bounds =
-        |listener| Bounds { listener, body_bytes: limit, timeout: REQUEST_TIMEOUT };
+    let bounds = |listener| Bounds { listener, body_bytes: limit, timeout: REQUEST_TIMEOUT };
     parts.listener("public", listeners.public, public, bounds("public"));
     parts.listener("operator", listeners.operator, operator, bounds("operator"));
     parts.task("notifications", signals.clone().listen(store.pool().clone(), stop.clone()));
+    parts.task("metrics", metrics.upkeep(stop.clone()));
     parts.task("supervisor", Supervisor::new(context, signals.clone(), process).run(stop.clone()));
     if config.bots.responder {
         let responder = Responder::new(store.clone(), signals, clock);
@@ -230,9 +227,9 @@ impl Parts {
     async fn wait(mut self) -> anyhow::Result<()> {
         let mut result = Ok(());
         while let Some(ended) = self.running.join_next().await {
-            let (name, ended) = ended.context("a part of greenshield panicked").unwrap_or_else(
-                |panic| (Some("a part"), Err(panic)),
-            );
+            let (name, ended) = ended
+                .context("a part of greenshield panicked")
+                .unwrap_or_else(|panic| (Some("a part"), Err(panic)));
             let Some(name) = name else { continue };
             let early = !self.stop.is_cancelled();
             self.stop.cancel();

@@ -22,8 +22,7 @@ use crate::{
         events::NewEvent,
         inbox,
         inbox::{KeyCounts, NewEntry, Work},
-        queue,
-        rooms,
+        queue, rooms,
         rooms::Fact,
         to_device,
     },
@@ -88,7 +87,10 @@ async fn route_to_device(
                 addressed.push((*bot, message.json));
             }
             // The homeserver names devices that we never made (cross-signing keys are devices to it).
-            _ => tracing::debug!(user_id = message.to_user_id, "a to-device message for no device of ours"),
+            _ => tracing::debug!(
+                user_id = message.to_user_id,
+                "a to-device message for no device of ours"
+            ),
         }
     }
     let digests: Vec<_> =

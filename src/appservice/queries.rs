@@ -9,10 +9,7 @@ use axum::{
 use serde_json::{Value, json};
 
 use super::{AppserviceState, auth::FromHomeserver};
-use crate::{
-    store::bots,
-    web::ApiError,
-};
+use crate::{store::bots, web::ApiError};
 
 /// A user exists if it is one of our bots. Users are only ever made by a signup.
 pub(super) async fn user(

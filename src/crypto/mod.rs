@@ -27,11 +27,7 @@ pub use self::{
     room::{Encrypted, RoomSettings, ShareRequests, Undecryptable},
     verification::{Confirmed, Flow, FlowState, VerificationMessage},
 };
-use crate::store::{
-    Fence, Store,
-    bots::Bot,
-    crypto_store::PgCryptoStore,
-};
+use crate::store::{Fence, Store, bots::Bot, crypto_store::PgCryptoStore};
 
 /// Bots read what anybody writes; whom to trust is for their owners to say, with what we tell them.
 pub(crate) const DECRYPTION: DecryptionSettings =

@@ -12,8 +12,7 @@ use std::collections::BTreeMap;
 use matrix_sdk_common::deserialized_responses::ProcessedToDeviceEvent;
 use matrix_sdk_crypto::EncryptionSyncChanges;
 use ruma::{
-    OneTimeKeyAlgorithm, OwnedUserId, UInt, api::client::sync::sync_events::DeviceLists,
-    serde::Raw,
+    OneTimeKeyAlgorithm, OwnedUserId, UInt, api::client::sync::sync_events::DeviceLists, serde::Raw,
 };
 use serde_json::Value;
 

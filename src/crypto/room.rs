@@ -1,15 +1,12 @@
 //! Room messages: decrypting one, giving a room key to everybody who needs it, encrypting one.
 
 use matrix_sdk_crypto::{
-    CollectStrategy, EncryptionSettings, MegolmError,
-    types::requests::ToDeviceRequest,
+    CollectStrategy, EncryptionSettings, MegolmError, types::requests::ToDeviceRequest,
 };
 use ruma::{
     OwnedTransactionId, OwnedUserId, RoomId,
     api::client::keys::claim_keys,
-    events::room::{
-        encryption::RoomEncryptionEventContent, history_visibility::HistoryVisibility,
-    },
+    events::room::{encryption::RoomEncryptionEventContent, history_visibility::HistoryVisibility},
     serde::Raw,
 };
 use serde_json::Value;
@@ -67,7 +64,8 @@ impl RoomSettings {
             return Err(CryptoError::UnknownAlgorithm(algorithm.to_owned()));
         }
         let mut content = RoomEncryptionEventContent::with_recommended_defaults();
-        let number = |key: &str| encryption.get(key).and_then(|v| ruma::UInt::try_from(v.as_u64()?).ok());
+        let number =
+            |key: &str| encryption.get(key).and_then(|v| ruma::UInt::try_from(v.as_u64()?).ok());
         content.rotation_period_ms = number("rotation_period_ms").or(content.rotation_period_ms);
         content.rotation_period_msgs =
             number("rotation_period_msgs").or(content.rotation_period_msgs);

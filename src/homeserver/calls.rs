@@ -2,9 +2,7 @@
 //! Key and to-device requests are made by matrix-sdk-crypto and go through [`Homeserver::send`].
 
 use reqwest::Method;
-use ruma::{
-    OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomOrAliasId, TransactionId, UserId,
-};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomOrAliasId, TransactionId, UserId};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -328,6 +326,5 @@ impl Homeserver {
 /// A field of an answer, as the type that the caller expects.
 fn field<T: DeserializeOwned>(mut answer: Value, name: &str) -> Result<T, HomeserverError> {
     let value = answer.get_mut(name).map(Value::take).unwrap_or_default();
-    serde_json::from_value(value)
-        .map_err(|e| HomeserverError::Answer(format!("its `{name}`: {e}")))
+    serde_json::from_value(value).map_err(|e| HomeserverError::Answer(format!("its `{name}`: {e}")))
 }

@@ -52,9 +52,10 @@ impl HomeserverError {
         Self::Refused {
             status: status.as_u16(),
             errcode: errcode.unwrap_or_else(|| "M_UNKNOWN".to_owned()),
-            error: error
-                .map(|e| e.chars().take(300).collect())
-                .unwrap_or_else(|| "no Matrix error in the body".to_owned()),
+            error: error.map_or_else(
+                || "no Matrix error in the body".to_owned(),
+                |error| error.chars().take(300).collect(),
+            ),
             retry_after: millis
                 .map(|ms| Duration::from_secs_f64((ms / 1000.0).min(MAX_RETRY_AFTER.as_secs_f64())))
                 .or(retry_after),

@@ -96,7 +96,9 @@ impl Work {
         bot: BotId,
     ) -> Result<Option<Self>, StoreError> {
         Ok(match (kind, event, payload) {
-            ("to_device", _, Some(p)) => Some(Self::ToDevice(sealer.open_json(TABLE, Some(bot), p)?)),
+            ("to_device", _, Some(p)) => {
+                Some(Self::ToDevice(sealer.open_json(TABLE, Some(bot), p)?))
+            }
             ("key_counts", _, Some(p)) => {
                 Some(Self::KeyCounts(sealer.open_json(TABLE, Some(bot), p)?))
             }

@@ -149,7 +149,11 @@ impl Process {
     /// # Errors
     ///
     /// The database's own.
-    pub async fn is_alone(&mut self, lease: Duration, now: DateTime<Utc>) -> Result<bool, StoreError> {
+    pub async fn is_alone(
+        &mut self,
+        lease: Duration,
+        now: DateTime<Utc>,
+    ) -> Result<bool, StoreError> {
         Ok(sqlx::query_scalar!(
             r#"-- leases.is_alone
             SELECT NOT EXISTS (

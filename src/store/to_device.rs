@@ -74,8 +74,10 @@ mod tests {
     fn the_digest_is_of_the_message_and_not_of_its_delivery() {
         let by_transaction = json!({"sender": "@a:x", "type": "m.room.encrypted",
             "content": {"b": 1, "a": 2}, "to_user_id": "@bot:x", "to_device_id": "D"});
-        let by_sync = json!({"sender": "@a:x", "type": "m.room.encrypted", "content": {"a": 2, "b": 1}});
-        let other = json!({"sender": "@b:x", "type": "m.room.encrypted", "content": {"a": 2, "b": 1}});
+        let by_sync =
+            json!({"sender": "@a:x", "type": "m.room.encrypted", "content": {"a": 2, "b": 1}});
+        let other =
+            json!({"sender": "@b:x", "type": "m.room.encrypted", "content": {"a": 2, "b": 1}});
 
         assert_eq!(digest(&by_transaction), digest(&by_sync));
         assert_ne!(digest(&by_transaction), digest(&other));

@@ -102,20 +102,19 @@ async fn round(step: &mut Step<'_>) -> Result<bool, StepError> {
     let mut reconciles = Vec::new();
     for entry in entries {
         match &entry.work {
-            Work::ToDevice(_) | Work::KeyCounts(_) | Work::DeviceLists(_) => for_machine.push(entry),
+            Work::ToDevice(_) | Work::KeyCounts(_) | Work::DeviceLists(_) => {
+                for_machine.push(entry)
+            }
             Work::RoomEvent(_) => events.push(entry),
             Work::Invite(_) => invited.push(entry),
             Work::Reconcile => reconciles.push(entry),
         }
     }
-    let mut busy =
-        !(for_machine.is_empty() && events.is_empty() && invited.is_empty() && reconciles.is_empty());
-    debug!(
-        for_machine = for_machine.len(),
-        events = events.len(),
-        invites = invited.len(),
-        "step"
-    );
+    let mut busy = !(for_machine.is_empty()
+        && events.is_empty()
+        && invited.is_empty()
+        && reconciles.is_empty());
+    debug!(for_machine = for_machine.len(), events = events.len(), invites = invited.len(), "step");
     receive::run(step, for_machine).await?;
     reconcile::run(step, reconciles).await?;
     undecrypted::run(step, events).await?;

@@ -94,10 +94,8 @@ fn is_direct(invite: &StoredEvent) -> bool {
 
 /// Notes the bot's own join without waiting for the transaction that tells it.
 async fn joined(step: &Step<'_>, room: &RoomId) -> Result<(), StepError> {
-    let fact = Fact::Member {
-        user_id: step.bot.user_id.to_string(),
-        membership: "join".to_owned(),
-    };
+    let fact =
+        Fact::Member { user_id: step.bot.user_id.to_string(), membership: "join".to_owned() };
     let mut tx = step.context.store.begin_fenced(step.fence).await?;
     rooms::apply(&mut tx, &[(room.to_string(), fact)], step.now()).await?;
     tx.commit().await.map_err(StoreError::from)?;
@@ -114,9 +112,8 @@ async fn read_back(
     // Learned before the first answer: whether this room is encrypted, and who is in it.
     send::known_room(step, room).await?;
     let recent = step.context.homeserver.recent_events(&step.actor, room, LOOK_BACK).await?;
-    let text = |event: &Value, key: &str| {
-        event.get(key).and_then(Value::as_str).map(ToOwned::to_owned)
-    };
+    let text =
+        |event: &Value, key: &str| event.get(key).and_then(Value::as_str).map(ToOwned::to_owned);
     let mut missed: Vec<NewEvent> = recent
         .into_iter()
         .take_while(|event| text(event, "event_id").as_deref() != Some(invite.event_id.as_str()))

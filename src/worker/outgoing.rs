@@ -165,10 +165,7 @@ pub(super) async fn verification(
     }
 }
 
-async fn room_message(
-    step: &mut Step<'_>,
-    message: &RoomMessageRequest,
-) -> Result<(), StepError> {
+async fn room_message(step: &mut Step<'_>, message: &RoomMessageRequest) -> Result<(), StepError> {
     let content = serde_json::to_value(&message.content)
         .map_err(|e| StepError::fail("M_UNKNOWN", e.to_string()))?;
     let event_type = message.content.event_type().to_string();

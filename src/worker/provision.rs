@@ -158,8 +158,8 @@ async fn check(step: &mut Step<'_>, ours: &PublicIdentity) -> Result<(), StepErr
         .and_then(|devices| devices.get(&step.bot.device_id))
         .map(|device| device.json().get());
     let has_identity = master.is_some_and(|json| json.contains(&ours.master_key));
-    let is_signed = device
-        .is_some_and(|json| json.contains(&format!("ed25519:{}", ours.self_signing_key)));
+    let is_signed =
+        device.is_some_and(|json| json.contains(&format!("ed25519:{}", ours.self_signing_key)));
     if has_identity && is_signed {
         info!(%user, "the bot's device is published, signed by its identity");
         return Ok(());

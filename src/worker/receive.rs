@@ -47,7 +47,8 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
     if received.undecryptable > 0 {
         // The machine mends a broken Olm session by itself: it starts a new one with a dummy message.
         warn!(count = received.undecryptable, "to-device messages could not be decrypted");
-        metrics::counter!("greenshield_olm_failures_total").increment(received.undecryptable as u64);
+        metrics::counter!("greenshield_olm_failures_total")
+            .increment(received.undecryptable as u64);
     }
     for message in &received.verification {
         verify::heard_to_device(step, message).await?;

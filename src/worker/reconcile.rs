@@ -30,10 +30,8 @@ pub(super) async fn sweep(context: &Context, shards: &[i16]) -> Result<(), Store
     let now = context.clock.now();
     let mut tx = context.store.begin().await?;
     let due = bots::claim_for_reconcile(&mut tx, shards, now - EVERY, SWEEP, now).await?;
-    let entries: Vec<_> = due
-        .iter()
-        .map(|bot| NewEntry { bot: *bot, work: Work::Reconcile, due_at: now })
-        .collect();
+    let entries: Vec<_> =
+        due.iter().map(|bot| NewEntry { bot: *bot, work: Work::Reconcile, due_at: now }).collect();
     inbox::add(&mut tx, context.store.sealer(), &entries, now).await?;
     queue::wake(&mut tx, &due, now).await?;
     tx.commit().await?;
@@ -49,15 +47,15 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
     let mut since: Option<String> = None;
     let mut found = 0;
     for _ in 0..MAX_PAGES {
-        let page = match step.context.homeserver.to_device_inbox(&step.actor, since.as_deref()).await
-        {
-            Ok(page) => page,
-            Err(error) if is_unsupported(&error) => {
-                warn!(%error, "this homeserver cannot be asked for lost to-device messages");
-                break;
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let page =
+            match step.context.homeserver.to_device_inbox(&step.actor, since.as_deref()).await {
+                Ok(page) => page,
+                Err(error) if is_unsupported(&error) => {
+                    warn!(%error, "this homeserver cannot be asked for lost to-device messages");
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            };
         let count = page.events.len();
         found += take_in(step, page.events).await?;
         // Going on with `next_batch` deletes this page, so an empty one is the end.
@@ -80,10 +78,7 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
 }
 
 /// Writes those that are new into the inbox, and tells how many they were.
-async fn take_in(
-    step: &Step<'_>,
-    events: Vec<serde_json::Value>,
-) -> Result<usize, StepError> {
+async fn take_in(step: &Step<'_>, events: Vec<serde_json::Value>) -> Result<usize, StepError> {
     let now = step.now();
     let bot = step.bot.id;
     let from_somebody = |event: &serde_json::Value| {

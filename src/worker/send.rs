@@ -5,10 +5,7 @@
 //! visibility and all its members; from then on events keep the rows up to date. Whoever may read (the
 //! joined, and the invited unless history is for joined members only) gets the room key first.
 
-use ruma::{
-    OwnedUserId, RoomId, TransactionId,
-    api::client::to_device::send_event_to_device,
-};
+use ruma::{OwnedUserId, RoomId, TransactionId, api::client::to_device::send_event_to_device};
 use serde_json::Value;
 use tracing::{debug, warn};
 
@@ -60,10 +57,8 @@ async fn deliver(step: &mut Step<'_>, send: &Send) -> Result<Result<(), StepErro
         return Ok(Err(StepError::fail("M_INVALID_PARAM", "this is not a room id")));
     };
     // The creation time makes the id unique across databases that a homeserver may have seen.
-    let txn_id =
-        format!("gs-{}-{}-{}", step.bot.id, send.id, send.created_at.timestamp_micros());
-    let result =
-        message(step, room, &send.event_type, &send.content, txn_id.as_str().into()).await;
+    let txn_id = format!("gs-{}-{}-{}", step.bot.id, send.id, send.created_at.timestamp_micros());
+    let result = message(step, room, &send.event_type, &send.content, txn_id.as_str().into()).await;
     let sent = match result {
         Ok(sent) => sent,
         Err(StepError::LeaseLost) => return Err(StepError::LeaseLost),
@@ -206,7 +201,8 @@ async fn share_key(
     for request in requests {
         let withheld = request.event_type.to_string() != "m.room.encrypted";
         if !withheld {
-            devices += request.messages.values().map(std::collections::BTreeMap::len).sum::<usize>();
+            devices +=
+                request.messages.values().map(std::collections::BTreeMap::len).sum::<usize>();
         }
         let message = send_event_to_device::v3::Request::new_raw(
             request.event_type.clone(),

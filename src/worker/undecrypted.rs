@@ -159,16 +159,17 @@ async fn park(
 ) -> Result<(), StepError> {
     let now = step.now();
     let session = event.session_id.clone().unwrap_or_default();
-    debug!(event_id = event.event_id, reason = why.reason(), "parking an event until its key comes");
+    debug!(
+        event_id = event.event_id,
+        reason = why.reason(),
+        "parking an event until its key comes"
+    );
     let mut tx = step.context.store.begin_fenced(step.fence).await?;
     let due_at = now + backoff::next_look(entry.attempts);
     inbox::park(&mut tx, entry.id, &session, &why.reason(), due_at).await?;
     if !inbox::has_reconcile(&mut tx, step.bot.id).await? {
-        let ask = NewEntry {
-            bot: step.bot.id,
-            work: Work::Reconcile,
-            due_at: now + RECONCILE_AFTER,
-        };
+        let ask =
+            NewEntry { bot: step.bot.id, work: Work::Reconcile, due_at: now + RECONCILE_AFTER };
         inbox::add(&mut tx, step.context.store.sealer(), &[ask], now).await?;
     }
     tx.commit().await.map_err(StoreError::from)?;

@@ -173,7 +173,8 @@ async fn advance(step: &mut Step<'_>, row: &OpenVerification) -> Result<(), Step
     }
     if state != row.state {
         info!(verification = %row.id, %state, other = %row.other_user_id, "verification");
-        metrics::counter!("greenshield_verifications_total", "state" => state.as_str()).increment(1);
+        metrics::counter!("greenshield_verifications_total", "state" => state.as_str())
+            .increment(1);
     }
     let mut tx = step.context.store.begin_fenced(step.fence).await?;
     verifications::advance(&mut tx, row.id, state, &progress, step.now()).await?;
@@ -230,8 +231,7 @@ async fn confirm(step: &mut Step<'_>, flow: &crate::crypto::Flow) -> Result<(), 
 /// arrives now counts as verified.
 async fn start_new_keys(step: &mut Step<'_>, human: &UserId) -> Result<(), StepError> {
     let mut conn = step.context.store.connection().await?;
-    let shared =
-        rooms::shared_rooms(&mut conn, step.bot.user_id.as_str(), human.as_str()).await?;
+    let shared = rooms::shared_rooms(&mut conn, step.bot.user_id.as_str(), human.as_str()).await?;
     drop(conn);
     for room in shared {
         step.machine().await?.discard_room_key(&room).await?;
@@ -292,8 +292,7 @@ async fn cancel_to_device(
     let device = device.map_or(DeviceIdOrAllDevices::AllDevices, |device| {
         DeviceIdOrAllDevices::DeviceId(device.into())
     });
-    let messages =
-        [(user.to_owned(), [(device, Raw::from_json(content))].into())].into();
+    let messages = [(user.to_owned(), [(device, Raw::from_json(content))].into())].into();
     let request = send_event_to_device::v3::Request::new_raw(
         ToDeviceEventType::from("m.key.verification.cancel"),
         TransactionId::new(),

@@ -1,3 +1,5 @@
 //! Scenes between people, bots and a homeserver.
 
 mod harness;
+mod scene;
+mod tiers;

@@ -1,0 +1,146 @@
+//! What most scenes begin with: a human, a code, a bot, and the encrypted room that the bot opened.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::support::{
+    human::{Colour, Engine, Human, PATIENCE, Phase, Seen, Via},
+    random,
+    world::World,
+};
+
+/// A human and the bot that was signed up with the human's code.
+pub struct Scene<'w> {
+    pub world: &'w World,
+    pub human: Box<dyn Human>,
+    /// The answer of `/signup/api`.
+    pub signup: Value,
+    /// The direct room.
+    pub room: String,
+    pub username: String,
+    pub code: String,
+}
+
+impl<'w> Scene<'w> {
+    /// Signs a bot up, and lets the human join the room that it opens.
+    pub async fn open(world: &'w World, engine: Engine) -> Result<Self> {
+        let human = world.human(engine, "alice").await?;
+        let code = world.greenshield.mint_code(human.user_id(), 1)?;
+        let username = format!("helper{}", random::suffix());
+        let signup = world.greenshield.signup(&code, &username).await?;
+        let bot = text(&signup, "user_id")?;
+        let invite = human.wait_invite(Some(&bot), PATIENCE).await?;
+        ensure!(invite.is_direct && invite.encrypted, "{invite:?}");
+        ensure!(signup["dm_room"] == invite.room_id.as_str(), "{signup} {invite:?}");
+        human.join(&invite.room_id).await?;
+        Ok(Self { world, human, signup, room: invite.room_id, username, code })
+    }
+
+    pub fn bot(&self) -> &str {
+        self.signup["user_id"].as_str().unwrap_or_default()
+    }
+
+    pub fn device(&self) -> &str {
+        self.signup["device_id"].as_str().unwrap_or_default()
+    }
+
+    /// Says `!ping`, and returns the answer, which must have come encrypted.
+    pub async fn ping(&self) -> Result<Seen> {
+        self.ping_in(&self.room).await
+    }
+
+    /// [`Scene::ping`] in another room: the answer to this very message.
+    pub async fn ping_in(&self, room: &str) -> Result<Seen> {
+        let asked = self.human.send_text(room, "!ping").await?;
+        self.answer_to(room, &asked).await
+    }
+
+    /// The bot's `pong` to this message. Every answer is found by greenshield's own record, so that an
+    /// earlier one is not taken for it, and then looked at with the human's eyes.
+    pub async fn answer_to(&self, room: &str, asked: &str) -> Result<Seen> {
+        let answer = self.event_id_of_answer(asked).await?;
+        let seen = crate::support::poll::until("the answer", PATIENCE, async || {
+            let seen = self.human.wait_message(room, self.bot(), Some("pong"), PATIENCE).await?;
+            let shield = self.human.shield(room, &answer).await;
+            Ok(shield.ok().map(|shield| Seen { event_id: answer.clone(), shield, ..seen }))
+        })
+        .await?;
+        ensure!(seen.encrypted && seen.decrypted, "{seen:?}");
+        Ok(seen)
+    }
+
+    async fn event_id_of_answer(&self, asked: &str) -> Result<String> {
+        let sql = self.world.sql().await?;
+        crate::support::poll::until("an answer in the outbox", PATIENCE, async || {
+            let row: Option<(Option<String>,)> = sqlx::query_as(
+                "SELECT o.event_id FROM outbox o JOIN bots b USING (bot_id)
+                WHERE b.user_id = $1 AND o.txn_id = 'respond-' || $2 AND o.state = 'sent'",
+            )
+            .bind(self.bot())
+            .bind(asked)
+            .fetch_optional(&sql)
+            .await?;
+            Ok(row.and_then(|(event_id,)| event_id))
+        })
+        .await
+    }
+
+    /// Asks for a verification and comes as far as the emoji: both sides' must agree. Returns the flow.
+    pub async fn compare(&self, via: Via<'_>) -> Result<String> {
+        let flow = self.human.request_verification(self.bot(), via).await?;
+        self.human.wait_verification(&flow, Phase::Ready, PATIENCE).await?;
+        self.human.start_sas(&flow).await?;
+        let ours = self.human.wait_verification(&flow, Phase::Sas, PATIENCE).await?;
+        let theirs = self.wait_row("emoji").await?;
+        let ours: Vec<String> =
+            ours.emoji.context("emoji")?.into_iter().map(|emoji| emoji.symbol).collect();
+        ensure!(ours.len() == 7 && ours == symbols(&theirs["emoji"]), "{ours:?} {theirs}");
+        Ok(flow)
+    }
+
+    /// Verifies until both sides are done and the human's client counts the bot as verified.
+    pub async fn verify(&self, via: Via<'_>) -> Result<()> {
+        let flow = self.compare(via).await?;
+        self.human.confirm_sas(&flow).await?;
+        self.human.wait_verification(&flow, Phase::Done, PATIENCE).await?;
+        let trust = self.human.wait_user_trust(self.bot(), true, PATIENCE).await?;
+        ensure!(trust.msk.as_deref() == self.signup["msk_public"].as_str(), "{trust:?}");
+        self.wait_row("done").await?;
+        Ok(())
+    }
+
+    /// The newest verification of the bot, once it is in this state.
+    pub async fn wait_row(&self, state: &str) -> Result<Value> {
+        let sql = self.world.sql().await?;
+        crate::support::poll::until(
+            &format!("a verification that is {state}"),
+            PATIENCE,
+            async || {
+                let row: Option<(String, Value)> = sqlx::query_as(
+                    "SELECT v.state, to_jsonb(v) FROM verifications v JOIN bots b USING (bot_id)
+                WHERE b.user_id = $1 ORDER BY v.verification_id DESC LIMIT 1",
+                )
+                .bind(self.bot())
+                .fetch_optional(&sql)
+                .await?;
+                Ok(row.filter(|(now, _)| now == state).map(|(_, row)| row))
+            },
+        )
+        .await
+    }
+}
+
+/// No mark beside a message.
+pub fn unmarked(seen: &Seen) -> Result<()> {
+    ensure!(seen.shield.colour == Colour::None, "{seen:?}");
+    Ok(())
+}
+
+pub fn text(json: &Value, key: &str) -> Result<String> {
+    Ok(json[key].as_str().with_context(|| format!("`{key}` in {json}"))?.to_owned())
+}
+
+fn symbols(emoji: &Value) -> Vec<String> {
+    let emoji = emoji.as_array().into_iter().flatten();
+    emoji.filter_map(|emoji| emoji["symbol"].as_str()).map(ToOwned::to_owned).collect()
+}
