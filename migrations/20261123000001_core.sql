@@ -260,7 +260,7 @@ CREATE TABLE inbox (
     attempts        INTEGER     NOT NULL DEFAULT 0,
     waiting_for     TEXT,
     waiting_reason  TEXT,
-    CONSTRAINT inbox_kind CHECK (kind IN ('to_device', 'key_counts', 'device_lists', 'room_event', 'invite')),
+    CONSTRAINT inbox_kind CHECK (kind IN ('to_device', 'key_counts', 'device_lists', 'room_event', 'invite', 'reconcile')),
     CONSTRAINT inbox_event_once UNIQUE (bot_id, event_seq)
 );
 COMMENT ON TABLE inbox IS 'Work in: what a bot has still to take up. A row goes when its work is done.';

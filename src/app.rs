@@ -24,7 +24,7 @@ use crate::{
     responder::Responder,
     signup::{self, Signup},
     store::{Signals, Store, leases::Process, transactions},
-    telemetry::Metrics,
+    telemetry::{Metrics, chain},
     web::{self, kit, kit::Bounds},
     worker::{Context, Settings, Supervisor},
 };
@@ -142,7 +142,7 @@ async fn greet(
                 return;
             }
             Err(error) => warn!(
-                %error,
+                error = chain(&error),
                 "the homeserver cannot be asked to reach us yet; `greenshield doctor` tells why"
             ),
         }

@@ -17,6 +17,7 @@ use crate::{
     registration::Registration,
     secret::{self, Alphabet},
     store::open::{self, OpenError},
+    telemetry::chain,
 };
 
 const EXAMPLES: &str = "\
@@ -103,7 +104,7 @@ pub(super) async fn run(path: &Path, arguments: &Arguments) -> Result<(), CliErr
             check_homeserver(&config, registration, &mut report).await;
         }
         Err(error) => {
-            report.add(Kind::Config, "config", Err(output::chain(&error)));
+            report.add(Kind::Config, "config", Err(chain(&error)));
         }
     }
     report.finish()
@@ -114,7 +115,7 @@ fn check_registration(config: &Config, report: &mut Report) -> Option<Registrati
     let registration = match Registration::load(file) {
         Ok(registration) => registration,
         Err(error) => {
-            report.add(Kind::Config, "registration", Err(output::chain(&error)));
+            report.add(Kind::Config, "registration", Err(chain(&error)));
             return None;
         }
     };
@@ -134,7 +135,7 @@ async fn check_database(config: &Config, report: &mut Report) {
     let (reached, wrong) = match opened {
         Ok(_) => (Ok("reachable".to_owned()), None),
         Err(error @ (OpenError::Url(_) | OpenError::Unreachable(_))) => {
-            let cure = format!("{} (in {})", output::chain(&error), config.path.display());
+            let cure = format!("{} (in {})", chain(&error), config.path.display());
             (Err(cure), None)
         }
         Err(error) => (Ok("reachable".to_owned()), Some(error)),
@@ -148,12 +149,12 @@ async fn check_database(config: &Config, report: &mut Report) {
             report.add(Kind::Database, "sealing key", Ok("opens the database".to_owned()));
         }
         Some(error @ (OpenError::Key(_) | OpenError::NoKey)) => {
-            let cure = format!("{} (in {})", output::chain(&error), config.path.display());
+            let cure = format!("{} (in {})", chain(&error), config.path.display());
             report.add(Kind::Database, "schema", Ok("up to date".to_owned()));
             report.add(Kind::Database, "sealing key", Err(cure));
         }
         Some(error) => {
-            report.add(Kind::Database, "schema", Err(output::chain(&error)));
+            report.add(Kind::Database, "schema", Err(chain(&error)));
         }
     }
 }
@@ -172,7 +173,7 @@ async fn check_homeserver(
     let homeserver = match Homeserver::new(&config.homeserver.url, as_token) {
         Ok(homeserver) => homeserver,
         Err(error) => {
-            report.add(KIND, "homeserver", Err(output::chain(&error)));
+            report.add(KIND, "homeserver", Err(chain(&error)));
             return;
         }
     };
@@ -185,7 +186,7 @@ async fn check_homeserver(
         .map_err(|error| {
             format!(
                 "{}\nchange `homeserver.url` in {} to where its client API answers",
-                output::chain(&error),
+                chain(&error),
                 config.path.display()
             )
         });
@@ -212,10 +213,10 @@ async fn check_token(
             format!(
                 "{}\nthe homeserver does not know this as_token: name {file} under \
                  `app_service_config_files` in Synapse's homeserver.yaml, and restart Synapse",
-                output::chain(&error)
+                chain(&error)
             )
         }
-        _ => output::chain(&error),
+        _ => chain(&error),
     })?;
     if user.server_name() != config.homeserver.server_name {
         return Err(format!(
@@ -251,7 +252,7 @@ async fn check_push(config: &Config, homeserver: &Homeserver, report: &mut Repor
                 format!(
                     "{}\nchange `appservice.url` in {} and `url` in {} to what the homeserver reaches; \
                      if the tokens differ, give the homeserver the latter file and restart both",
-                    output::chain(&error),
+                    chain(&error),
                     config.path.display(),
                     config.appservice.registration_file.display()
                 )

@@ -1,13 +1,11 @@
 //! What commands say.
 
-use std::{
-    error::Error,
-    io::{self, Write as _},
-};
+use std::io::{self, Write as _};
 
 use serde::Serialize;
 
 use super::error::CliError;
+use crate::telemetry::chain;
 
 /// One line on standard output. A reader that has gone away (`| head`) is no failure.
 pub(super) fn line(text: &str) {
@@ -24,20 +22,4 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
 /// An error and its causes on standard error.
 pub(super) fn error(error: &CliError) {
     let _ = writeln!(io::stderr().lock(), "error: {}", chain(error));
-}
-
-/// An error with its causes, each once.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let cause = source.to_string();
-        // Some libraries repeat their source in their own text.
-        if !text.contains(&cause) {
-            text.push_str("\n  because: ");
-            text.push_str(&cause);
-        }
-        next = source.source();
-    }
-    text
 }

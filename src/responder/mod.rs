@@ -25,6 +25,7 @@ use crate::{
         queue,
         responses::{self, Pending},
     },
+    telemetry::chain,
 };
 
 /// How often to look when no signal comes.
@@ -58,7 +59,7 @@ impl Responder {
             match self.respond().await {
                 Ok(0) => {}
                 Ok(_) => continue,
-                Err(error) => error!(error = %Chain(&error), "the responder will try again"),
+                Err(error) => error!(error = chain(&error), "the responder will try again"),
             }
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -113,8 +114,8 @@ impl Responder {
         let event = match message.open(self.store.sealer()) {
             Ok(event) => event,
             Err(error) => {
-                let error = Chain(&error);
-                error!(bot = %message.bot, event_id = message.event_id, %error, "left unanswered");
+                let error = chain(&error);
+                error!(bot = %message.bot, event_id = message.event_id, error, "left unanswered");
                 return None;
             }
         };
@@ -133,21 +134,6 @@ impl Responder {
 fn is_stale(message: &Pending) -> bool {
     let age = message.received_at.timestamp_millis().saturating_sub(message.origin_server_ts);
     age > STALE.num_milliseconds()
-}
-
-/// An error with what caused it, in one line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut next = self.0.source();
-        while let Some(source) = next {
-            write!(f, ": {source}")?;
-            next = source.source();
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -23,7 +23,8 @@ pub struct DueBot {
     pub failures: i32,
 }
 
-/// Makes a step of each bot due at `due_at`, or earlier if one is due already.
+/// Makes a step of each bot due at `due_at`, or earlier if one is due already. A bot whose steps have
+/// been failing keeps a second of distance per failure, however much comes for it.
 ///
 /// # Errors
 ///
@@ -45,7 +46,10 @@ pub async fn wake(
         WHERE bot_id = ANY($1)
         ORDER BY bot_id
         ON CONFLICT (bot_id) DO UPDATE
-        SET due_at = LEAST(bot_queue.due_at, EXCLUDED.due_at),
+        SET due_at = LEAST(
+                bot_queue.due_at,
+                EXCLUDED.due_at + bot_queue.failures * INTERVAL '1 second'
+            ),
             generation = bot_queue.generation + 1",
         &ids,
         due_at,

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::StoreError;
+use crate::telemetry::chain;
 
 /// What a signal is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +91,7 @@ impl Signals {
                 () = stop.cancelled() => return,
                 result = self.listen_once(&pool) => {
                     if let Err(error) = result {
-                        warn!(%error, "lost the database's notifications; connecting again");
+                        warn!(error = chain(&error), "lost the database's notifications; connecting again");
                     }
                 }
             }

@@ -10,7 +10,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value};
 use tracing::{debug, error};
 
-use crate::store::StoreError;
+use crate::{store::StoreError, telemetry::chain};
 
 /// An answer that says what went wrong and what to do: `{"errcode": .., "error": ..}`.
 ///
@@ -187,17 +187,11 @@ impl ApiError {
     }
 
     fn log(&self) {
-        let mut chain = String::new();
-        let mut next = self.source.as_ref().map(|source| source.as_ref() as &dyn StdError);
-        while let Some(source) = next {
-            chain.push_str(": ");
-            chain.push_str(&source.to_string());
-            next = source.source();
-        }
+        let text = chain(self);
         if self.status.is_server_error() {
-            error!(errcode = %self.errcode, "{}{chain}", self.error);
+            error!("{text}");
         } else {
-            debug!(errcode = %self.errcode, "{}{chain}", self.error);
+            debug!("{text}");
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::{
         rooms,
         rooms::Fact,
     },
+    telemetry::chain,
 };
 
 /// How far back a bot reads after joining.
@@ -37,13 +38,13 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
             Err(error) if error.is_retry() && entry.attempts < MAX_ATTEMPTS => {
                 let due_at =
                     backoff::next_attempt(&error, entry.attempts + 1, entry.id.0, step.now());
-                warn!(%error, "could not answer an invitation; trying again");
+                warn!(error = chain(&error), "could not answer an invitation; trying again");
                 let mut tx = step.context.store.begin_fenced(step.fence).await?;
                 inbox::put_off(&mut tx, entry.id, due_at).await?;
                 tx.commit().await.map_err(StoreError::from)?;
                 continue;
             }
-            Err(error) => warn!(%error, "leaving an invitation alone"),
+            Err(error) => warn!(error = chain(&error), "leaving an invitation alone"),
         }
         let mut tx = step.context.store.begin_fenced(step.fence).await?;
         inbox::remove(&mut tx, &[entry.id]).await?;

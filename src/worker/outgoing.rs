@@ -17,6 +17,7 @@ use ruma::{
 use tracing::warn;
 
 use super::{StepError, bot_worker::Step, send};
+use crate::telemetry::chain;
 
 /// The machine may want more after each answer; this bounds a step.
 const ROUNDS: usize = 10;
@@ -51,7 +52,10 @@ async fn run_where(
                 Ok(()) => progressed = true,
                 Err(error) => {
                     let kind = kind(request.request());
-                    warn!(%error, kind, "the homeserver did not take a request of the machine");
+                    warn!(
+                        error = chain(&error),
+                        kind, "the homeserver did not take a request of the machine"
+                    );
                     refused.get_or_insert(error);
                 }
             }

@@ -16,6 +16,7 @@ use crate::{
         inbox::{self, Entry, NewEntry, Work},
         queue, to_device,
     },
+    telemetry::chain,
 };
 
 /// Every bot is reconciled at least this often.
@@ -51,7 +52,10 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
             match step.context.homeserver.to_device_inbox(&step.actor, since.as_deref()).await {
                 Ok(page) => page,
                 Err(error) if is_unsupported(&error) => {
-                    warn!(%error, "this homeserver cannot be asked for lost to-device messages");
+                    warn!(
+                        error = chain(&error),
+                        "this homeserver cannot be asked for lost to-device messages"
+                    );
                     break;
                 }
                 Err(error) => return Err(error.into()),

@@ -18,6 +18,7 @@ use crate::{
         rooms,
         rooms::Room,
     },
+    telemetry::chain,
 };
 
 /// How many messages one round sends: others want their turn.
@@ -41,7 +42,7 @@ pub(super) async fn run(step: &mut Step<'_>) -> Result<bool, StepError> {
             continue;
         }
         if let Err(error) = deliver(step, &send).await? {
-            warn!(send = %send.id, %error, attempts = send.attempts, "a message was not sent");
+            warn!(send = %send.id, error = chain(&error), attempts = send.attempts, "a message was not sent");
             if put_off(step, &send, &error).await? {
                 held_back.push(send.room_id);
             }

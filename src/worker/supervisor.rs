@@ -23,6 +23,7 @@ use super::{
 use crate::{
     model::BotId,
     store::{Fence, Signal, Signals, StoreError, bots, leases::Process, queue, queue::DueBot},
+    telemetry::chain,
 };
 
 /// The slow timer that makes certain what a signal makes soon.
@@ -74,7 +75,7 @@ impl Supervisor {
             wait = match self.start_due().await {
                 Ok(wait) => wait,
                 Err(error) => {
-                    warn!(%error, "cannot look for work");
+                    warn!(error = chain(&error), "cannot look for work");
                     Duration::from_secs(1)
                 }
             };
@@ -82,7 +83,10 @@ impl Supervisor {
         info!(running = self.steps.len(), "stopping: waiting for running steps");
         while self.steps.join_next().await.is_some() {}
         if let Err(error) = self.process.leave().await {
-            warn!(%error, "could not let go of the leases; others take over when the connection ends");
+            warn!(
+                error = chain(&error),
+                "could not let go of the leases; others take over when the connection ends"
+            );
         }
     }
 
@@ -97,10 +101,10 @@ impl Supervisor {
                 let shards: Vec<i16> = self.fences.keys().copied().collect();
                 metrics::gauge!("greenshield_leased_shards").set(shards.len() as f64);
                 if let Err(error) = reconcile::sweep(&self.context, &shards).await {
-                    warn!(%error, "the slow sweep failed");
+                    warn!(error = chain(&error), "the slow sweep failed");
                 }
             }
-            Err(error) => warn!(%error, "cannot renew the leases"),
+            Err(error) => warn!(error = chain(&error), "cannot renew the leases"),
         }
     }
 
@@ -184,13 +188,13 @@ async fn run_step(context: &Context, machines: &Mutex<Machines>, due: DueBot, fe
             metrics::counter!("greenshield_step_errors_total", "kind" => kind).increment(1);
             let failures = due.failures.saturating_add(1);
             let next = backoff::next_attempt(&error, failures, due.bot.0, now);
-            warn!(%error, kind, failures, next_attempt_at = %next, "a step failed");
-            (Some(next), failures, Some(error.to_string()))
+            warn!(error = chain(&error), kind, failures, next_attempt_at = %next, "a step failed");
+            (Some(next), failures, Some(chain(&error)))
         }
     };
     if let Err(error) = finish(context, due, fence, next, failures, said.as_deref()).await {
         // The bot stays due: it is simply done again.
-        error!(%error, "could not record the end of a step");
+        error!(error = chain(&error), "could not record the end of a step");
     }
 }
 

@@ -28,6 +28,7 @@ use crate::{
         Connection, StoreError, rooms, verifications,
         verifications::{OpenVerification, Progress},
     },
+    telemetry::chain,
 };
 
 /// Before a message that begins a verification is fed: the sender's devices are asked for, and older
@@ -255,7 +256,9 @@ async fn lost(step: &mut Step<'_>, row: &OpenVerification) -> Result<(), StepErr
         let kind = "m.key.verification.cancel";
         match send::message(step, room, kind, &content, txn_id.as_str().into()).await {
             Err(error) if !matches!(error, StepError::Fail { .. }) => return Err(error),
-            Err(error) => warn!(%error, "could not tell that the verification is cancelled"),
+            Err(error) => {
+                warn!(error = chain(&error), "could not tell that the verification is cancelled")
+            }
             Ok(_) => {}
         }
     } else {
