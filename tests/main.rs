@@ -3,5 +3,6 @@
 //!
 //! `scripts/test` brings all of it; see `support` for what a test can ask for.
 
+mod architecture;
 mod e2e;
 mod support;

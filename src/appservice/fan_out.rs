@@ -171,6 +171,7 @@ async fn route_events(
     for event in events {
         if let Some(fact) = room_facts::fact(&event) {
             let mut invited = Vec::new();
+            let mut unwatched = false;
             if let Fact::Member { user_id, membership } = &fact
                 && let Some(bot) = member_bots.get(user_id)
             {
@@ -178,13 +179,16 @@ async fn route_events(
                 if membership == "join" {
                     room.insert(user_id.clone(), *bot);
                 } else {
-                    room.remove(user_id);
+                    unwatched = room.remove(user_id).is_some() && room.is_empty();
                 }
                 if membership == "invite" {
                     invited.push(*bot);
                 }
             }
             facts.push((event.room_id.clone(), fact));
+            if unwatched {
+                facts.push((event.room_id.clone(), Fact::Unwatched));
+            }
             if !invited.is_empty() {
                 recipients.push((event.event_id.clone(), invited, true));
                 stored.push(new_event(event));

@@ -154,7 +154,8 @@ pub async fn finish(
     .await?;
     sqlx::query!(
         "-- provisioning.activate
-        UPDATE bots SET state = 'active', activated_at = $2 WHERE bot_id = $1 AND state = 'provisioning'",
+        UPDATE bots SET state = 'active', activated_at = $2, reconciled_at = $2
+        WHERE bot_id = $1 AND state = 'provisioning'",
         bot.0,
         now,
     )

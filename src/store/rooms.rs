@@ -27,6 +27,8 @@ pub enum Fact {
     Encryption(Value),
     /// `m.room.history_visibility`.
     HistoryVisibility(String),
+    /// The last of our bots has left: from now on we hear nothing of the room.
+    Unwatched,
 }
 
 /// What is known of a room.
@@ -78,6 +80,7 @@ pub async fn apply(
                 members.insert((room.clone(), user_id.clone()), membership.clone());
             }
             Fact::Encryption(content) => set_encryption(conn, room, content).await?,
+            Fact::Unwatched => forget(conn, room).await?,
             Fact::HistoryVisibility(visibility) => {
                 sqlx::query!(
                     "-- rooms.set_history_visibility
@@ -99,6 +102,19 @@ pub async fn apply(
         memberships.push(membership);
     }
     upsert_members(conn, &room_ids, &user_ids, &memberships).await
+}
+
+/// What we know is out of date as soon as nobody of ours is there; that it is encrypted stays true.
+async fn forget(conn: &mut PgConnection, room: &str) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- rooms.forget
+        UPDATE rooms SET members_complete = FALSE, encryption_checked = encryption IS NOT NULL
+        WHERE room_id = $1",
+        room,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Encryption only ever turns on: the content may change, but it is never unset.

@@ -58,7 +58,11 @@ mod tests {
     #[test]
     fn the_homeservers_wish_comes_first_and_the_spread_only_adds() {
         let wish = Duration::from_secs(7);
-        let error = StepError::Retry { source: "slow down".into(), after: Some(wish) };
+        let error = StepError::Retry {
+            source: "slow down".into(),
+            after: Some(wish),
+            machine_is_whole: true,
+        };
         let now = DateTime::UNIX_EPOCH;
         for salt in 0..100 {
             let next = next_attempt(&error, 9, salt, now);

@@ -4,13 +4,14 @@ use chrono::{DateTime, Duration, Utc};
 use tracing::debug;
 
 use super::{
-    Context, StepError, invites, outgoing, provision, receive, reconcile, send, undecrypted, verify,
+    Context, StepError, invites, machines::Kept, outgoing, provision, receive, reconcile, send,
+    undecrypted, verify,
 };
 use crate::{
     crypto::BotMachine,
     homeserver::Actor,
     model::{BotId, BotState},
-    store::{Connection, Fence, StoreError, bots, bots::Bot, inbox, inbox::Work, outbox},
+    store::{Fence, StoreError, bots, bots::Bot, inbox, inbox::Work, outbox, verifications},
 };
 
 /// How often one step looks for more before it lets others have a turn.
@@ -20,14 +21,14 @@ const INBOX_BATCH: i64 = 200;
 /// How often a running verification is looked at when nothing happens.
 const VERIFICATION_TICK: Duration = Duration::seconds(15);
 
-/// A step that went well.
+/// How a step ended.
 pub(super) struct Outcome {
-    /// The machine, if one was opened: to be kept.
+    /// The machine, if one was opened and may be used again.
     pub machine: Option<BotMachine>,
-    /// Whether the machine must stay in memory.
+    /// Whether a verification is running in it, so that it must stay in memory.
     pub pinned: bool,
     /// When the next step is due; `None` when there is nothing to do.
-    pub next: Option<DateTime<Utc>>,
+    pub result: Result<Option<DateTime<Utc>>, StepError>,
 }
 
 /// What the parts of a step share.
@@ -36,6 +37,8 @@ pub(super) struct Step<'a> {
     pub bot: Bot,
     pub actor: Actor,
     pub fence: Fence,
+    /// Whether a verification was under way when this was last looked at.
+    pub verifying: bool,
     machine: Option<BotMachine>,
 }
 
@@ -58,36 +61,49 @@ impl Step<'_> {
     }
 }
 
-/// Runs a step. The machine is given back only if all went well.
+/// Runs a step. A failure of the homeserver or of the database leaves the machine as it was, with
+/// whatever verification runs in it; a failure of the machine's own store does not.
 pub(super) async fn step(
     context: &Context,
     bot: BotId,
     fence: Fence,
-    machine: Option<BotMachine>,
-) -> Result<Outcome, StepError> {
-    let mut conn = context.store.connection().await?;
-    let Some(bot) = bots::load(&mut conn, bot).await? else {
-        return Ok(Outcome { machine: None, pinned: false, next: None });
+    kept: Option<Kept>,
+) -> Outcome {
+    let verifying = kept.as_ref().is_some_and(|kept| kept.pinned);
+    let machine = kept.map(|kept| kept.machine);
+    let bot = match load(context, bot).await {
+        Ok(Some(bot)) => bot,
+        Ok(None) => return Outcome { machine: None, pinned: false, result: Ok(None) },
+        Err(error) => return Outcome { machine, pinned: verifying, result: Err(error.into()) },
     };
-    drop(conn);
-    if bot.state == BotState::Retired {
-        return Ok(Outcome { machine: None, pinned: false, next: None });
-    }
     let actor = Actor { user_id: bot.user_id.clone(), device_id: bot.device_id.clone() };
-    let mut step = Step { context, bot, actor, fence, machine };
+    let mut step = Step { context, bot, actor, fence, verifying, machine };
+    let result = all(&mut step).await;
+    if let Err(error) = &result
+        && !error.machine_is_whole()
+    {
+        step.machine = None;
+    }
+    Outcome { machine: step.machine, pinned: step.verifying, result }
+}
 
+/// The bot, unless it is gone or retired.
+async fn load(context: &Context, bot: BotId) -> Result<Option<Bot>, StoreError> {
+    let mut conn = context.store.connection().await?;
+    let bot = bots::load(&mut conn, bot).await?;
+    Ok(bot.filter(|bot| bot.state != BotState::Retired))
+}
+
+async fn all(step: &mut Step<'_>) -> Result<Option<DateTime<Utc>>, StepError> {
     if step.bot.state == BotState::Provisioning {
-        provision::run(&mut step).await?;
+        provision::run(step).await?;
     }
     for _ in 0..ROUNDS {
-        if !round(&mut step).await? {
+        if !round(step).await? {
             break;
         }
     }
-    let mut conn = context.store.connection().await?;
-    let verifying = verify::is_open(&mut conn, &step).await?;
-    let next = next_due(&mut conn, &step, verifying).await?;
-    Ok(Outcome { machine: step.machine, pinned: verifying, next })
+    Ok(next_due(step).await?)
 }
 
 /// One round; tells whether there was anything to do.
@@ -127,13 +143,11 @@ async fn round(step: &mut Step<'_>) -> Result<bool, StepError> {
     Ok(busy)
 }
 
-async fn next_due(
-    conn: &mut Connection,
-    step: &Step<'_>,
-    verifying: bool,
-) -> Result<Option<DateTime<Utc>>, StoreError> {
-    let work = inbox::next_due(conn, step.bot.id).await?;
-    let sends = outbox::next_due(conn, step.bot.id).await?;
-    let tick = verifying.then(|| step.now() + VERIFICATION_TICK);
+async fn next_due(step: &mut Step<'_>) -> Result<Option<DateTime<Utc>>, StoreError> {
+    let mut conn = step.context.store.connection().await?;
+    let work = inbox::next_due(&mut conn, step.bot.id).await?;
+    let sends = outbox::next_due(&mut conn, step.bot.id).await?;
+    step.verifying = verifications::any_open(&mut conn, step.bot.id).await?;
+    let tick = step.verifying.then(|| step.now() + VERIFICATION_TICK);
     Ok([work, sends, tick].into_iter().flatten().min())
 }

@@ -18,6 +18,9 @@ pub enum StepError {
         source: Box<dyn Error + Send + Sync>,
         /// How long we were asked to wait.
         after: Option<Duration>,
+        /// Whether the bot's machine may go on: not if its own store failed, because its memory may
+        /// then be ahead of the database.
+        machine_is_whole: bool,
     },
     /// It will not succeed by itself: a refusal, a damaged row. It is still tried again, rarely.
     #[error("{error}")]
@@ -36,6 +39,21 @@ impl StepError {
     /// A failure that waiting does not cure.
     pub fn fail(errcode: impl Into<String>, error: impl Into<String>) -> Self {
         Self::Fail { errcode: errcode.into(), error: error.into() }
+    }
+
+    /// Something outside the machine, that may succeed by itself.
+    pub fn retry(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Retry { source: source.into(), after: None, machine_is_whole: true }
+    }
+
+    /// Whether the bot's machine may go on.
+    #[must_use]
+    pub const fn machine_is_whole(&self) -> bool {
+        match self {
+            Self::Retry { machine_is_whole, .. } => *machine_is_whole,
+            Self::Fail { .. } => true,
+            Self::LeaseLost => false,
+        }
     }
 
     /// Whether it may succeed by itself.
@@ -67,7 +85,7 @@ impl From<HomeserverError> for StepError {
     fn from(error: HomeserverError) -> Self {
         if error.is_temporary() {
             let after = error.retry_after();
-            return Self::Retry { source: Box::new(error), after };
+            return Self::Retry { source: Box::new(error), after, machine_is_whole: true };
         }
         let errcode = error.errcode().unwrap_or("M_UNKNOWN").to_owned();
         Self::Fail { errcode, error: error.to_string() }
@@ -79,7 +97,7 @@ impl From<StoreError> for StepError {
         match error {
             StoreError::LeaseLost => Self::LeaseLost,
             StoreError::Seal(error) => error.into(),
-            error => Self::Retry { source: Box::new(error), after: None },
+            error => Self::retry(error),
         }
     }
 }
@@ -96,7 +114,7 @@ impl From<CryptoError> for StepError {
             CryptoError::Identity(_) | CryptoError::UnknownAlgorithm(_) => {
                 Self::fail("M_UNKNOWN", error.to_string())
             }
-            error => Self::Retry { source: Box::new(error), after: None },
+            error => Self::Retry { source: Box::new(error), after: None, machine_is_whole: false },
         }
     }
 }

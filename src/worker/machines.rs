@@ -30,9 +30,9 @@ impl Machines {
 
     /// Takes a bot's machine out; one that was opened under another lease is thrown away, because
     /// another process may have written since.
-    pub(super) fn take(&mut self, bot: BotId, fence: Fence) -> Option<BotMachine> {
+    pub(super) fn take(&mut self, bot: BotId, fence: Fence) -> Option<Kept> {
         let (_, kept) = self.kept.remove(&bot)?;
-        (kept.fence == fence).then_some(kept.machine)
+        (kept.fence == fence).then_some(kept)
     }
 
     /// Puts a machine back.

@@ -164,10 +164,7 @@ async fn check(step: &mut Step<'_>, ours: &PublicIdentity) -> Result<(), StepErr
         info!(%user, "the bot's device is published, signed by its identity");
         return Ok(());
     }
-    Err(StepError::Retry {
-        source: "the homeserver does not show the bot's signed device yet".into(),
-        after: None,
-    })
+    Err(StepError::retry("the homeserver does not show the bot's signed device yet"))
 }
 
 async fn join_rooms(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(), StepError> {
@@ -248,10 +245,7 @@ async fn intro(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(), StepE
             "the direct room is not encrypted: does the homeserver forbid encryption?",
         )),
         Some(Err(error)) => Err(StepError::fail("M_UNKNOWN", error)),
-        None => Err(StepError::Retry {
-            source: "the first message was not sent yet".into(),
-            after: Some(std::time::Duration::from_secs(1)),
-        }),
+        None => Err(StepError::retry("the first message was not sent yet")),
     }
 }
 

@@ -163,10 +163,7 @@ pub(super) async fn known_room(step: &Step<'_>, room_id: &RoomId) -> Result<Room
         .await?;
         tx.commit().await.map_err(StoreError::from)?;
     }
-    Err(StepError::Retry {
-        source: "the room changes faster than we can ask about it".into(),
-        after: None,
-    })
+    Err(StepError::retry("the room changes faster than we can ask about it"))
 }
 
 /// Whoever may read the next message.

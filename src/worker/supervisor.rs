@@ -162,23 +162,23 @@ impl Supervisor {
 /// this step.
 async fn run_step(context: &Context, machines: &Mutex<Machines>, due: DueBot, fence: Fence) {
     let started = std::time::Instant::now();
-    let machine = machines.lock().unwrap_or_else(PoisonError::into_inner).take(due.bot, fence);
-    let step = bot_worker::step(context, due.bot, fence, machine);
-    let result = std::panic::AssertUnwindSafe(step).catch_unwind().await.unwrap_or_else(|_| {
+    let kept = machines.lock().unwrap_or_else(PoisonError::into_inner).take(due.bot, fence);
+    let step = bot_worker::step(context, due.bot, fence, kept);
+    let outcome = std::panic::AssertUnwindSafe(step).catch_unwind().await.unwrap_or_else(|_| {
         metrics::counter!("greenshield_step_panics_total").increment(1);
-        Err(StepError::fail("M_UNKNOWN", "a step panicked: see the log"))
+        let panicked = StepError::fail("M_UNKNOWN", "a step panicked: see the log");
+        Outcome { machine: None, pinned: false, result: Err(panicked) }
     });
     metrics::histogram!("greenshield_step_seconds").record(started.elapsed().as_secs_f64());
+    let Outcome { machine, pinned, result } = outcome;
+    if let Some(machine) = machine {
+        let mut machines = machines.lock().unwrap_or_else(PoisonError::into_inner);
+        machines.put(due.bot, Kept { machine, fence, pinned });
+        metrics::gauge!("greenshield_machines").set(machines.len() as f64);
+    }
     let now = context.clock.now();
     let (next, failures, said) = match result {
-        Ok(Outcome { machine, pinned, next }) => {
-            if let Some(machine) = machine {
-                let mut machines = machines.lock().unwrap_or_else(PoisonError::into_inner);
-                machines.put(due.bot, Kept { machine, fence, pinned });
-                metrics::gauge!("greenshield_machines").set(machines.len() as f64);
-            }
-            (next, 0, None)
-        }
+        Ok(next) => (next, 0, None),
         Err(StepError::LeaseLost) => {
             info!("another process has taken this bot over");
             return;
@@ -188,8 +188,9 @@ async fn run_step(context: &Context, machines: &Mutex<Machines>, due: DueBot, fe
             metrics::counter!("greenshield_step_errors_total", "kind" => kind).increment(1);
             let failures = due.failures.saturating_add(1);
             let next = backoff::next_attempt(&error, failures, due.bot.0, now);
-            warn!(error = chain(&error), kind, failures, next_attempt_at = %next, "a step failed");
-            (Some(next), failures, Some(chain(&error)))
+            let said = chain(&error);
+            warn!(error = said, kind, failures, next_attempt_at = %next, "a step failed");
+            (Some(next), failures, Some(said))
         }
     };
     if let Err(error) = finish(context, due, fence, next, failures, said.as_deref()).await {

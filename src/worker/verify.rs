@@ -124,16 +124,12 @@ async fn note_mac(
     verifications::mac_received(conn, step.bot.id, user, flow, step.now()).await
 }
 
-/// Whether a verification is under way: then the machine must stay in memory.
-pub(super) async fn is_open(conn: &mut Connection, step: &Step<'_>) -> Result<bool, StoreError> {
-    verifications::any_open(conn, step.bot.id).await
-}
-
 /// Moves every open verification on.
 pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
     let mut conn = step.context.store.connection().await?;
     let open = verifications::open(&mut conn, step.bot.id).await?;
     drop(conn);
+    step.verifying = !open.is_empty();
     for row in open {
         advance(step, &row).await?;
     }
