@@ -7,5 +7,5 @@ mod metrics;
 pub use self::{
     chain::chain,
     logs::{Format, LogError, init},
-    metrics::{Metrics, MetricsError},
+    metrics::{Metrics, MetricsError, count},
 };

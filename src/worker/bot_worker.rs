@@ -119,7 +119,7 @@ async fn round(step: &mut Step<'_>) -> Result<bool, StepError> {
     for entry in entries {
         match &entry.work {
             Work::ToDevice(_) | Work::KeyCounts(_) | Work::DeviceLists(_) => {
-                for_machine.push(entry)
+                for_machine.push(entry);
             }
             Work::RoomEvent(_) => events.push(entry),
             Work::Invite(_) => invited.push(entry),

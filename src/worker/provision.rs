@@ -204,12 +204,11 @@ async fn direct_room(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(),
         .map_err(|_| StepError::fail("M_INVALID_PARAM", "the code's inviter is not a user id"))?;
     let marker = format!("{}/{}", step.bot.device_id, signup.id);
     let homeserver = &step.context.homeserver;
-    let room = match homeserver.find_direct_room(&step.actor, &marker).await? {
-        Some(room) => room,
-        None => {
-            let room = DirectRoom { invitee: &human, marker: &marker };
-            homeserver.create_direct_room(&step.actor, room).await?
-        }
+    let room = if let Some(room) = homeserver.find_direct_room(&step.actor, &marker).await? {
+        room
+    } else {
+        let room = DirectRoom { invitee: &human, marker: &marker };
+        homeserver.create_direct_room(&step.actor, room).await?
     };
     homeserver.mark_direct(&step.actor, &room, &human).await?;
     note_join(step, &room).await?;

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     model::BotId,
     store::{Fence, Signal, Signals, StoreError, bots, leases::Process, queue, queue::DueBot},
-    telemetry::chain,
+    telemetry::{chain, count},
 };
 
 /// The slow timer that makes certain what a signal makes soon.
@@ -68,7 +68,7 @@ impl Supervisor {
             tokio::select! {
                 () = stop.cancelled() => break,
                 _ = renew.tick() => self.renew().await,
-                Some(ended) = self.steps.join_next_with_id() => self.ended(ended),
+                Some(ended) = self.steps.join_next_with_id() => self.ended(&ended),
                 _ = signal.changed() => {}
                 () = tokio::time::sleep(wait) => {}
             }
@@ -99,7 +99,7 @@ impl Supervisor {
                 self.fences = fences.into_iter().map(|fence| (fence.shard, fence)).collect();
                 self.lock_machines().keep_only(&self.fences);
                 let shards: Vec<i16> = self.fences.keys().copied().collect();
-                metrics::gauge!("greenshield_leased_shards").set(shards.len() as f64);
+                metrics::gauge!("greenshield_leased_shards").set(count(shards.len()));
                 if let Err(error) = reconcile::sweep(&self.context, &shards).await {
                     warn!(error = chain(&error), "the slow sweep failed");
                 }
@@ -143,8 +143,8 @@ impl Supervisor {
         self.tasks.insert(handle.id(), due.bot);
     }
 
-    fn ended(&mut self, ended: Result<(tokio::task::Id, BotId), JoinError>) {
-        let id = match &ended {
+    fn ended(&mut self, ended: &Result<(tokio::task::Id, BotId), JoinError>) {
+        let id = match ended {
             Ok((id, _)) => *id,
             Err(error) => error.id(),
         };
@@ -174,7 +174,7 @@ async fn run_step(context: &Context, machines: &Mutex<Machines>, due: DueBot, fe
     if let Some(machine) = machine {
         let mut machines = machines.lock().unwrap_or_else(PoisonError::into_inner);
         machines.put(due.bot, Kept { machine, fence, pinned });
-        metrics::gauge!("greenshield_machines").set(machines.len() as f64);
+        metrics::gauge!("greenshield_machines").set(count(machines.len()));
     }
     let now = context.clock.now();
     let (next, failures, said) = match result {
