@@ -18,7 +18,7 @@ use super::{
 use crate::{
     model::{BotId, EventSeq},
     store::{
-        Connection, Sealer, StoreError, bots, events,
+        Connection, Sealer, StoreError, bots, crypto_store, events,
         events::NewEvent,
         inbox,
         inbox::{KeyCounts, NewEntry, Work},
@@ -125,7 +125,7 @@ async fn route_device_lists(
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
     let mut by_bot: BTreeMap<BotId, Vec<String>> = BTreeMap::new();
-    for (bot, user) in bots::tracking(conn, changed_users).await? {
+    for (user, bot) in crypto_store::bots_tracking(conn, changed_users).await? {
         by_bot.entry(bot).or_default().push(user);
     }
     entries.extend(by_bot.into_iter().map(|(bot, users)| NewEntry {

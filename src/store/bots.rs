@@ -102,32 +102,6 @@ pub async fn by_user_ids(
     Ok(rows.into_iter().map(|r| (r.user_id, BotId(r.bot_id), r.device_id)).collect())
 }
 
-/// Bots that keep track of any of these users' devices: `(bot, user id)`.
-///
-/// # Errors
-///
-/// The database's own.
-pub async fn tracking(
-    conn: &mut PgConnection,
-    user_ids: &[String],
-) -> Result<Vec<(BotId, String)>, StoreError> {
-    if user_ids.is_empty() {
-        return Ok(Vec::new());
-    }
-    let rows = sqlx::query!(
-        "-- bots.tracking
-        SELECT t.bot_id, t.user_id
-        FROM crypto_tracked_users t
-        JOIN bots b USING (bot_id)
-        WHERE t.user_id = ANY($1) AND b.state <> 'retired'
-        ORDER BY t.bot_id",
-        user_ids,
-    )
-    .fetch_all(conn)
-    .await?;
-    Ok(rows.into_iter().map(|r| (BotId(r.bot_id), r.user_id)).collect())
-}
-
 /// The public identity of a bot, once it has one.
 ///
 /// # Errors

@@ -22,6 +22,7 @@ pub mod outbox;
 pub mod provisioning;
 pub mod queue;
 pub mod responses;
+pub mod retention;
 pub mod rooms;
 pub mod sealer;
 pub mod signals;

@@ -25,6 +25,7 @@ mod outgoing;
 mod provision;
 mod receive;
 mod reconcile;
+mod retention;
 mod send;
 mod supervisor;
 mod undecrypted;

@@ -19,6 +19,7 @@ use super::{
     bot_worker::{self, Outcome},
     machines::{Kept, Machines},
     reconcile,
+    retention::Retention,
 };
 use crate::{
     model::BotId,
@@ -39,6 +40,7 @@ pub struct Supervisor {
     steps: JoinSet<BotId>,
     machines: Arc<Mutex<Machines>>,
     tasks: HashMap<tokio::task::Id, BotId>,
+    retention: Retention,
 }
 
 impl Supervisor {
@@ -55,6 +57,7 @@ impl Supervisor {
             steps: JoinSet::new(),
             machines,
             tasks: HashMap::new(),
+            retention: Retention::default(),
         }
     }
 
@@ -100,12 +103,17 @@ impl Supervisor {
                 self.lock_machines().keep_only(&self.fences);
                 let shards: Vec<i16> = self.fences.keys().copied().collect();
                 metrics::gauge!("greenshield_leased_shards").set(count(shards.len()));
-                if let Err(error) = reconcile::sweep(&self.context, &shards).await {
-                    warn!(error = chain(&error), "the slow sweep failed");
+                if let Err(error) = self.sweep(&shards).await {
+                    warn!(error = chain(&error), "a slow sweep failed");
                 }
             }
             Err(error) => warn!(error = chain(&error), "cannot renew the leases"),
         }
+    }
+
+    async fn sweep(&mut self, shards: &[i16]) -> Result<(), StoreError> {
+        reconcile::sweep(&self.context, shards).await?;
+        self.retention.sweep(&self.context, self.fences.values()).await
     }
 
     /// Starts due steps as far as there is room, and tells how long to wait before looking again.

@@ -103,7 +103,7 @@ impl Synapse {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub fn user_id(&self, localpart: &str) -> String {
+    fn user_id(localpart: &str) -> String {
         format!("@{localpart}:{SERVER_NAME}")
     }
 
@@ -112,7 +112,7 @@ impl Synapse {
         let localpart = format!("{localpart}-{}", random::suffix());
         let password = random::secret();
         self.register(&localpart, &password, false).await?;
-        let user_id = self.user_id(&localpart);
+        let user_id = Self::user_id(&localpart);
         Ok(Credentials { homeserver: self.url(), user_id, password })
     }
 

@@ -60,9 +60,11 @@ pub async fn bots_tracking(
 ) -> Result<Vec<(String, BotId)>, StoreError> {
     let rows = sqlx::query!(
         "-- crypto_store.users.bots_tracking
-        SELECT user_id, bot_id FROM crypto_tracked_users
-        WHERE user_id = ANY ($1)
-        ORDER BY user_id, bot_id",
+        SELECT t.user_id, t.bot_id
+        FROM crypto_tracked_users t
+        JOIN bots b USING (bot_id)
+        WHERE t.user_id = ANY ($1) AND b.state <> 'retired'
+        ORDER BY t.user_id, t.bot_id",
         users,
     )
     .fetch_all(conn)

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use matrix_sdk::{
     Client, Room, RoomState,
-    encryption::verification::VerificationRequest,
+    encryption::{identities::UserIdentity, verification::VerificationRequest},
     ruma::{
         EventId, RoomId, UserId,
         api::client::room::create_room::v3::{Request as CreateRoom, RoomPreset},
@@ -248,7 +248,7 @@ impl Human for RustHuman {
     async fn user_trust(&self, user_id: &str) -> Result<Trust> {
         let identity = flow::identity(&self.client, user_id.try_into()?).await?;
         Ok(Trust {
-            verified: identity.as_ref().is_some_and(|identity| identity.is_verified()),
+            verified: identity.as_ref().is_some_and(UserIdentity::is_verified),
             has_identity: identity.is_some(),
             msk: identity
                 .and_then(|identity| identity.master_key().get_first_key())

@@ -6,6 +6,5 @@ mod fencing;
 mod isolation;
 mod machine;
 mod rows;
-mod timing;
 mod upstream;
 mod world;
