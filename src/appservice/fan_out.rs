@@ -5,7 +5,7 @@
 //! - key counts go to their bot if they give it anything to do;
 //! - a changed user goes to every bot that tracks that user's devices;
 //! - a room event goes to every bot that was joined when it was sent, state events only become room
-//!   facts ([`room_facts`](super::room_facts)), and a bot's invitation goes to that bot.
+//!   facts ([`room_facts`]), and a bot's invitation goes to that bot.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

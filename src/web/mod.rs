@@ -2,7 +2,7 @@
 //!
 //! An edge makes a plain [`axum::Router`]; [`kit::finish`] puts around it what all listeners share:
 //! bounds on size and time, a log line and metrics per request, Matrix-shaped answers to whatever no
-//! route takes, and a caught panic. [`serve`] runs it until it is told to stop. Handlers answer
+//! route takes, and a caught panic. [`serve()`] runs it until it is told to stop. Handlers answer
 //! `Result<_, ApiError>`, and take JSON as [`MatrixJson`] and bytes as [`MatrixBytes`], whose
 //! rejections have Matrix's shape too.
 
