@@ -27,7 +27,11 @@ pub use self::{
     room::{Encrypted, RoomSettings, ShareRequests, Undecryptable},
     verification::{Confirmed, Flow, FlowState, VerificationMessage},
 };
-use crate::store::{Fence, Store, bots::Bot, crypto_store::PgCryptoStore};
+use crate::store::{
+    Fence, Store,
+    bots::Bot,
+    crypto_store::{self, PgCryptoStore},
+};
 
 /// Bots read what anybody writes; whom to trust is for their owners to say, with what we tell them.
 pub(crate) const DECRYPTION: DecryptionSettings =
@@ -54,6 +58,19 @@ pub enum CryptoError {
     /// The room asks for an encryption that we do not know.
     #[error("the room's encryption algorithm is not known: {0}")]
     UnknownAlgorithm(String),
+}
+
+impl CryptoError {
+    /// Whether another process has taken the bot over: nothing was written then.
+    #[must_use]
+    pub fn is_lease_lost(&self) -> bool {
+        match self {
+            Self::Store(error)
+            | Self::Olm(OlmError::Store(error))
+            | Self::Megolm(MegolmError::Store(error)) => crypto_store::lease_lost(error),
+            _ => false,
+        }
+    }
 }
 
 /// One bot's machine.

@@ -127,6 +127,8 @@ impl Store {
 /// Opens a pool of at most `max_connections`; connects on first use.
 #[must_use]
 pub fn pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
+    // Every statement of this crate stays prepared on every connection.
+    let options = options.statement_cache_capacity(256);
     PgPoolOptions::new()
         .max_connections(max_connections)
         .acquire_timeout(std::time::Duration::from_secs(10))

@@ -110,6 +110,9 @@ impl From<SealError> for StepError {
 
 impl From<CryptoError> for StepError {
     fn from(error: CryptoError) -> Self {
+        if error.is_lease_lost() {
+            return Self::LeaseLost;
+        }
         match error {
             CryptoError::Identity(_) | CryptoError::UnknownAlgorithm(_) => {
                 Self::fail("M_UNKNOWN", error.to_string())
