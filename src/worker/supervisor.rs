@@ -94,21 +94,45 @@ impl Supervisor {
     }
 
     async fn renew(&mut self) {
-        let now = self.context.clock.now();
+        let fences = match self.renew_leases().await {
+            Ok(fences) => fences,
+            Err(error) => {
+                warn!(
+                    error = chain(&error),
+                    "cannot renew the leases; announcing this process anew"
+                );
+                self.announce_anew().await
+            }
+        };
+        self.fences = fences.into_iter().map(|fence| (fence.shard, fence)).collect();
+        self.lock_machines().keep_only(&self.fences);
+        let shards: Vec<i16> = self.fences.keys().copied().collect();
+        metrics::gauge!("greenshield_leased_shards").set(count(shards.len()));
+        if let Err(error) = self.sweep(&shards).await {
+            warn!(error = chain(&error), "a slow sweep failed");
+        }
+    }
+
+    async fn renew_leases(&mut self) -> Result<Vec<Fence>, StoreError> {
         let lease = chrono::Duration::from_std(self.context.settings.lease)
             .unwrap_or_else(|_| chrono::Duration::seconds(15));
-        match self.process.renew(lease, now).await {
-            Ok(fences) => {
-                self.fences = fences.into_iter().map(|fence| (fence.shard, fence)).collect();
-                self.lock_machines().keep_only(&self.fences);
-                let shards: Vec<i16> = self.fences.keys().copied().collect();
-                metrics::gauge!("greenshield_leased_shards").set(count(shards.len()));
-                if let Err(error) = self.sweep(&shards).await {
-                    warn!(error = chain(&error), "a slow sweep failed");
-                }
+        self.process.renew(lease, self.context.clock.now()).await
+    }
+
+    /// The connection that stood for this process is gone, as after a restart of the database: another
+    /// takes its place. Until that succeeds nothing is ours.
+    async fn announce_anew(&mut self) -> Vec<Fence> {
+        match Process::announce(&self.context.store, self.context.clock.now()).await {
+            Ok(process) => self.process = process,
+            Err(error) => {
+                warn!(error = chain(&error), "the database cannot be reached");
+                return Vec::new();
             }
-            Err(error) => warn!(error = chain(&error), "cannot renew the leases"),
         }
+        self.renew_leases().await.unwrap_or_else(|error| {
+            warn!(error = chain(&error), "no leases yet");
+            Vec::new()
+        })
     }
 
     async fn sweep(&mut self, shards: &[i16]) -> Result<(), StoreError> {
