@@ -59,6 +59,18 @@ impl Process {
         lease: Duration,
         now: DateTime<Utc>,
     ) -> Result<Vec<Fence>, StoreError> {
+        // Half a lease: a database that hangs must not make us believe that we still own something.
+        let patience = (lease / 2).to_std().unwrap_or_default();
+        tokio::time::timeout(patience, self.renew_now(lease, now))
+            .await
+            .map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?
+    }
+
+    async fn renew_now(
+        &mut self,
+        lease: Duration,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<Fence>, StoreError> {
         let mut tx = self.lock.begin().await?;
         sqlx::query!(
             "-- leases.seen

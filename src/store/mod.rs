@@ -128,7 +128,10 @@ impl Store {
 #[must_use]
 pub fn pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
     // Every statement of this crate stays prepared on every connection.
-    let options = options.statement_cache_capacity(256);
+    let options = options
+        .statement_cache_capacity(256)
+        // A frozen process holds its shard's row for as long as its transaction lasts: not for ever.
+        .options([("idle_in_transaction_session_timeout", "15s")]);
     PgPoolOptions::new()
         .max_connections(max_connections)
         .acquire_timeout(std::time::Duration::from_secs(10))
