@@ -114,6 +114,11 @@ impl Greenshield {
         self.process.as_mut()
     }
 
+    /// What it said last, while it runs.
+    pub fn log_tail(&self) -> Option<String> {
+        self.process.as_ref().map(Guarded::log_tail)
+    }
+
     pub fn log(&self) -> PathBuf {
         self.dir.path().join("greenshield.log")
     }

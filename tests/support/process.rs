@@ -161,6 +161,11 @@ impl Guarded {
         Ok(())
     }
 
+    /// Where it writes what it has to say.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
     /// The end of the log, with its path.
     pub fn log_tail(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
