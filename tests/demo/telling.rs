@@ -43,6 +43,12 @@ impl Telling {
         self.line(&format!("      {} {value}", self.paint("2", &format!("{name:<14}"))));
     }
 
+    /// The last line, if all was well.
+    pub fn verdict(&self, what: &str) {
+        self.line("");
+        self.line(&self.paint("1;32", &format!("✓ {what}")));
+    }
+
     pub fn failure(&self, error: &anyhow::Error) {
         let mut causes: Vec<_> = error.chain().map(ToString::to_string).collect();
         // The logs, put around the error, read better before it.

@@ -67,7 +67,7 @@ pub async fn walk<'w>(
 
 fn steps(steps: &Value) -> String {
     let steps = steps.as_object().into_iter().flatten();
-    let done = steps.filter(|(_, done)| **done != Value::Bool(false));
+    let done = steps.filter(|(_, done)| **done != json!(false) && **done != json!([]));
     done.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ")
 }
 
