@@ -156,6 +156,13 @@ fn emoji(emoji: &[(String, String)]) -> String {
     each.join("  ")
 }
 
+const ELEMENT: [&str; 4] = [
+    "First sign in with Element (Desktop, or app.element.io in a browser on this machine): edit",
+    "the homeserver, give the address above, your user and your password. Then sign a bot up: it",
+    "invites you. (In the other order its first message is encrypted for no device of yours.)",
+    "Or start a chat with the bot of the walk:",
+];
+
 /// Tells whoever has started the demo how to take part.
 pub async fn invite_the_reader(
     scene: &Scene<'_>,
@@ -172,9 +179,9 @@ pub async fn invite_the_reader(
     telling.detail("password", &you.password);
     telling.detail("sign up a bot", &format!("{}/signup?code={code}", greenshield.public_url()));
     telling.line("");
-    telling.line("      In Element (Desktop, or app.element.io in a browser on this machine): sign in,");
-    telling.line("      edit the homeserver, give the address above, and your user and password.");
-    telling.line("      The bot that you sign up invites you. Or start a chat with this one:");
+    for line in ELEMENT {
+        telling.line(&format!("      {line}"));
+    }
     telling.line("");
     telling.detail("bot", scene.bot());
     telling.detail("its token", &text(&scene.signup, "access_token")?);
