@@ -25,7 +25,10 @@ use self::{
 
 /// Shows greenshield at work with a homeserver, a database and a human of its own.
 #[derive(Debug, Parser)]
-#[command(name = "scripts/demo", after_help = "Exit codes: 0 all was well, 1 it was not, 130 stopped.")]
+#[command(
+    name = "scripts/demo",
+    after_help = "Exit codes: 0 all was well, 1 it was not, 130 stopped."
+)]
 struct Arguments {
     /// Ends after the walk instead of staying up: exits with 0 if all was well.
     #[arg(long)]

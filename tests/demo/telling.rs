@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    io::{IsTerminal as _, Write as _, stderr, stdout},
+    io::{IsTerminal as _, Stdout, Write as _, stderr, stdout},
     time::Instant,
 };
 
@@ -10,14 +10,16 @@ use std::{
 const WIDTH: usize = 74;
 
 pub struct Telling {
+    out: Stdout,
     coloured: bool,
     last: Cell<Instant>,
 }
 
 impl Telling {
     pub fn new() -> Self {
-        let coloured = stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Self { coloured, last: Cell::new(Instant::now()) }
+        let out = stdout();
+        let coloured = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        Self { out, coloured, last: Cell::new(Instant::now()) }
     }
 
     pub fn title(&self, title: &str, beside: &str) {
@@ -55,14 +57,20 @@ impl Telling {
         if causes.len() > 1 && causes[0].contains("said last:") {
             let _ = writeln!(stderr(), "\n{}", causes.remove(0));
         }
-        let cross = if self.coloured { "\x1b[31m✗\x1b[0m" } else { "✗" };
+        let coloured = self.coloured && stderr().is_terminal();
+        let cross = if coloured { "\x1b[31m✗\x1b[0m" } else { "✗" };
         let _ = writeln!(stderr(), "\n{cross} the demo failed: {}", causes.join("\n    because: "));
+        let _ = writeln!(
+            stderr(),
+            "  GREENSHIELD_TEST_KEEP=1 scripts/demo keeps the directories with the logs."
+        );
     }
 
     /// Whoever reads may have gone: that stops nothing.
     pub fn line(&self, line: &str) {
-        let _ = writeln!(stdout(), "{line}");
-        let _ = stdout().flush();
+        let mut out = self.out.lock();
+        let _ = writeln!(out, "{line}");
+        let _ = out.flush();
     }
 
     fn paint(&self, code: &str, text: &str) -> String {

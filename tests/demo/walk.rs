@@ -75,15 +75,17 @@ fn steps(steps: &Value) -> String {
 async fn reads_and_answers(scene: &Scene<'_>, telling: &Telling) -> Result<()> {
     telling.part("A", "The bot reads and answers, encrypted, with no program of its owner");
     let intro = text(&scene.signup, "intro_text")?;
-    let first =
-        scene.human.wait_message(&scene.room, scene.bot(), Some(&intro), PATIENCE).await?;
+    let first = scene.human.wait_message(&scene.room, scene.bot(), Some(&intro), PATIENCE).await?;
     let proof = &scene.signup["proof"];
     ensure!(first.encrypted && first.decrypted, "not encrypted: {first:?}");
     ensure!(proof["event_id"] == first.event_id.as_str(), "{proof} {first:?}");
     telling.done("its first message decrypts");
     telling.detail("text", &intro);
     telling.detail("event", &first.event_id);
-    telling.detail("room key", &format!("{}, {} device(s)", text(proof, "session_id")?, proof["devices"]));
+    telling.detail(
+        "room key",
+        &format!("{}, {} device(s)", text(proof, "session_id")?, proof["devices"]),
+    );
     let answer = scene.ping().await?;
     telling.done("!ping is answered with pong");
     telling.detail("event", &answer.event_id);
