@@ -9,6 +9,25 @@ use crate::support::{
     world::World,
 };
 
+/// A scene for both engines: a module with the two tests, beside the function with its name.
+macro_rules! with_both_engines {
+    ($($scene:ident),* $(,)?) => {
+        $(mod $scene {
+            use crate::support::human::Engine;
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn rust() -> anyhow::Result<()> {
+                super::$scene(Engine::Rust).await
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn js() -> anyhow::Result<()> {
+                super::$scene(Engine::Js).await
+            }
+        })*
+    };
+}
+
 /// A human and the bot that was signed up with the human's code.
 pub struct Scene<'w> {
     pub world: &'w World,
@@ -34,6 +53,15 @@ impl<'w> Scene<'w> {
         ensure!(signup["dm_room"] == invite.room_id.as_str(), "{signup} {invite:?}");
         human.join(&invite.room_id).await?;
         Ok(Self { world, human, signup, room: invite.room_id, username, code })
+    }
+
+    /// The same bot with another human, who opens a direct room and does not wait for the bot to join.
+    pub async fn another_human(&self, engine: Engine, encrypted: bool) -> Result<Scene<'w>> {
+        let human = self.world.human(engine, "bob").await?;
+        let room = human.create_dm(self.bot(), encrypted).await?;
+        let (signup, username, code) =
+            (self.signup.clone(), self.username.clone(), self.code.clone());
+        Ok(Scene { world: self.world, human, signup, room, username, code })
     }
 
     pub fn bot(&self) -> &str {
@@ -69,7 +97,8 @@ impl<'w> Scene<'w> {
         Ok(seen)
     }
 
-    async fn event_id_of_answer(&self, asked: &str) -> Result<String> {
+    /// The event id of the bot's answer, from greenshield's own record.
+    pub async fn event_id_of_answer(&self, asked: &str) -> Result<String> {
         let sql = self.world.sql().await?;
         crate::support::poll::until("an answer in the outbox", PATIENCE, async || {
             let row: Option<(Option<String>,)> = sqlx::query_as(
@@ -109,7 +138,14 @@ impl<'w> Scene<'w> {
         Ok(())
     }
 
-    /// The newest verification of the bot, once it is in this state.
+    /// The human's client counts the bot as not verified.
+    pub async fn unverified(&self) -> Result<()> {
+        let trust = self.human.user_trust(self.bot()).await?;
+        ensure!(!trust.verified, "verified in spite of it: {trust:?}");
+        Ok(())
+    }
+
+    /// The newest verification of the bot by this human, once it is in this state.
     pub async fn wait_row(&self, state: &str) -> Result<Value> {
         let sql = self.world.sql().await?;
         crate::support::poll::until(
@@ -118,15 +154,27 @@ impl<'w> Scene<'w> {
             async || {
                 let row: Option<(String, Value)> = sqlx::query_as(
                     "SELECT v.state, to_jsonb(v) FROM verifications v JOIN bots b USING (bot_id)
-                WHERE b.user_id = $1 ORDER BY v.verification_id DESC LIMIT 1",
+                WHERE b.user_id = $1 AND v.other_user_id = $2
+                ORDER BY v.verification_id DESC LIMIT 1",
                 )
                 .bind(self.bot())
+                .bind(self.human.user_id())
                 .fetch_optional(&sql)
                 .await?;
                 Ok(row.filter(|(now, _)| now == state).map(|(_, row)| row))
             },
         )
         .await
+    }
+
+    /// A certain verification of the bot, as it is now.
+    pub async fn row_of(&self, flow_id: &str) -> Result<Value> {
+        let row = sqlx::query_scalar(
+            "SELECT to_jsonb(v) FROM verifications v JOIN bots b USING (bot_id)
+            WHERE b.user_id = $1 AND v.flow_id = $2",
+        );
+        let sql = self.world.sql().await?;
+        Ok(row.bind(self.bot()).bind(flow_id).fetch_one(&sql).await?)
     }
 }
 

@@ -2,7 +2,12 @@
 //!
 //! Stopping and starting it again keeps its data, as a restart does in life.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
@@ -77,7 +82,7 @@ impl Synapse {
         program
             .args(["-m", "synapse.app.homeserver", "-c", "homeserver.yaml"])
             .current_dir(self.dir.path());
-        let log = self.dir.path().join("synapse.log");
+        let log = self.log();
         let process = self.process.insert(Guarded::start("Synapse", &program, &log, Output::Log)?);
         let health = format!("http://127.0.0.1:{}/health", self.port);
         process.wait_for_http(&health, START).await
@@ -97,6 +102,11 @@ impl Synapse {
     /// The running program, to freeze it or to read its log.
     pub fn process(&self) -> Option<&Guarded> {
         self.process.as_ref()
+    }
+
+    /// Its log, with a line for every request.
+    pub fn log(&self) -> PathBuf {
+        self.dir.path().join("synapse.log")
     }
 
     pub fn url(&self) -> String {
