@@ -25,7 +25,7 @@ pub use self::{
     identity::IdentityUpload,
     receive::{Received, SyncChanges},
     room::{Encrypted, RoomSettings, ShareRequests, Undecryptable},
-    verification::{Confirmed, Flow, FlowState, VerificationMessage},
+    verification::{Confirmed, Flow, FlowState, VerificationMessage, reason},
 };
 use crate::store::{
     Fence, Store,

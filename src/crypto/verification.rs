@@ -5,6 +5,8 @@
 //! told as one [`FlowState`]. It lives in the machine's memory only: after a restart there is no flow,
 //! and whoever has a row for one sends a cancel.
 
+use std::collections::BTreeMap;
+
 use matrix_sdk_crypto::{
     CancelInfo, SasState, Verification, VerificationRequest, VerificationRequestState,
     types::requests::OutgoingVerificationRequest,
@@ -13,9 +15,10 @@ use ruma::{
     OwnedRoomId, OwnedUserId, UserId,
     api::client::keys::upload_signatures,
     events::{
-        AnyMessageLikeEvent,
+        AnyMessageLikeEvent, AnyMessageLikeEventContent,
         key::verification::{VerificationMethod, cancel::CancelCode},
     },
+    serde::Raw,
 };
 use serde_json::{Value, json};
 
@@ -187,23 +190,6 @@ impl BotMachine {
         (request.is_some() || sas.is_some()).then_some(Flow { request, sas })
     }
 
-    /// Ends every flow with a user but `keep`, so that a new one does not collide with it: the machine
-    /// cancels both of two. Returns what tells the other side.
-    #[must_use]
-    pub fn cancel_other_flows(
-        &self,
-        user: &UserId,
-        keep: &str,
-    ) -> Vec<OutgoingVerificationRequest> {
-        self.machine
-            .get_verification_requests(user)
-            .into_iter()
-            .filter(|request| request.flow_id().as_str() != keep)
-            .filter(|request| !request.is_done() && !request.is_cancelled())
-            .filter_map(|request| request.cancel())
-            .collect()
-    }
-
     /// Whether finished flows with a user still lie in memory, where a new request would collide
     /// with them; [`BotMachine::receive`] sweeps them out.
     #[must_use]
@@ -290,15 +276,62 @@ impl Flow {
         Ok(Some(Confirmed { messages, signatures }))
     }
 
-    /// Ends it, with one of the specification's codes.
-    #[must_use]
-    pub fn cancel(&self, code: CancelCode) -> Option<OutgoingVerificationRequest> {
+    /// Ends it, with one of the specification's codes. A request that has not led to a SAS yet counts
+    /// as ended by the user (`m.user`) in the machine, but the message carries the code.
+    ///
+    /// # Errors
+    ///
+    /// If the message is not what we take it for.
+    pub fn cancel(
+        &self,
+        code: CancelCode,
+    ) -> Result<Option<OutgoingVerificationRequest>, CryptoError> {
         match (&self.sas, &self.request) {
-            (Some(sas), _) => sas.cancel_with_code(code),
-            (None, Some(request)) => request.cancel(),
-            (None, None) => None,
+            (Some(sas), _) => Ok(sas.cancel_with_code(code)),
+            (None, Some(request)) => request.cancel().map(|m| with_code(m, code)).transpose(),
+            (None, None) => Ok(None),
         }
     }
+}
+
+/// A sentence for a code, where the machine has none.
+#[must_use]
+pub fn reason(code: &CancelCode) -> String {
+    match code {
+        CancelCode::Timeout => "This verification took too long: please verify again".to_owned(),
+        CancelCode::UnknownMethod => "This bot can be verified by emoji only".to_owned(),
+        code => format!("The verification was cancelled: {}", code.as_str()),
+    }
+}
+
+/// The machine lets a request be cancelled with `m.user` only: the message with another code.
+fn with_code(
+    mut message: OutgoingVerificationRequest,
+    code: CancelCode,
+) -> Result<OutgoingVerificationRequest, CryptoError> {
+    if code == CancelCode::User {
+        return Ok(message);
+    }
+    let reason = reason(&code);
+    match &mut message {
+        OutgoingVerificationRequest::InRoom(message) => {
+            if let AnyMessageLikeEventContent::KeyVerificationCancel(cancel) =
+                message.content.as_mut()
+            {
+                cancel.code = code;
+                cancel.reason = reason;
+            }
+        }
+        OutgoingVerificationRequest::ToDevice(message) => {
+            for content in message.messages.values_mut().flat_map(BTreeMap::values_mut) {
+                let mut cancel: Value = serde_json::from_str(content.json().get())?;
+                cancel["code"] = code.as_str().into();
+                cancel["reason"] = reason.as_str().into();
+                *content = Raw::from_json(serde_json::value::to_raw_value(&cancel)?);
+            }
+        }
+    }
+    Ok(message)
 }
 
 fn cancelled(info: &CancelInfo) -> FlowState {

@@ -6,8 +6,8 @@
 //! its next message starts a new room key, because only a new one counts as verified.
 //!
 //! Facts of the engine that shape this: a request from a device whose keys are not known is dropped;
-//! of two requests of one user both are cancelled, a finished one included; the flow lives in memory
-//! only. So keys are queried first, old flows are ended first ([`make_way`]), and a row without a flow
+//! of two requests of one user both are cancelled, a finished one included, and so it is with two SAS;
+//! the flow lives in memory only. So keys are queried first, old flows are ended first ([`make_way`]), and a row without a flow
 //! is cancelled in words the other side understands ([`lost`]).
 
 use ruma::{
@@ -22,7 +22,7 @@ use tracing::{info, warn};
 
 use super::{StepError, bot_worker::Step, outgoing, send};
 use crate::{
-    crypto::{FlowState, SyncChanges, VerificationMessage},
+    crypto::{Flow, FlowState, SyncChanges, VerificationMessage},
     model::{VerificationPolicy, VerificationState},
     store::{
         Connection, StoreError, rooms, verifications,
@@ -37,17 +37,25 @@ pub(super) async fn make_way(
     step: &mut Step<'_>,
     message: &VerificationMessage,
 ) -> Result<(), StepError> {
-    let machine = step.machine().await?;
-    if machine.flow(&message.sender, &message.flow_id).is_some() {
+    if step.machine().await?.flow(&message.sender, &message.flow_id).is_some() {
         return Ok(());
     }
-    let ended = machine.cancel_other_flows(&message.sender, &message.flow_id);
-    for cancel in &ended {
-        outgoing::verification(step, cancel).await?;
+    let mut conn = step.context.store.connection().await?;
+    let open = verifications::open(&mut conn, step.bot.id).await?;
+    drop(conn);
+    for row in open.iter().filter(|row| row.other_user_id == message.sender) {
+        let Some(flow) = step.machine().await?.flow(&row.other_user_id, &row.flow_id) else {
+            continue;
+        };
+        if !matches!(flow.state(), FlowState::Done | FlowState::Cancelled { .. }) {
+            info!(verification = %row.id, "the human asks anew: ending the verification before");
+            cancel(step, &flow, CancelCode::User).await?;
+        }
+        // How it ended is noted before it is swept out.
+        record(step, row, &flow, None).await?;
     }
-    let machine = step.machine().await?;
-    if machine.has_finished_flows(&message.sender) {
-        machine.receive(SyncChanges::default()).await?;
+    if step.machine().await?.has_finished_flows(&message.sender) {
+        step.machine().await?.receive(SyncChanges::default()).await?;
     }
     step.machine().await?.track(std::slice::from_ref(&message.sender)).await?;
     outgoing::query_keys(step, std::slice::from_ref(&message.sender)).await?;
@@ -73,7 +81,8 @@ pub(super) async fn heard_to_device(
     if !known && !ours && !message.ends() && !message.is_request() {
         let code = CancelCode::UnknownTransaction;
         let device = message.from_device.as_deref();
-        cancel_to_device(step, &message.sender, device, &message.flow_id, &code).await?;
+        let reason = "This verification is not known here: please verify again";
+        cancel_to_device(step, &message.sender, device, &message.flow_id, &code, reason).await?;
     }
     Ok(())
 }
@@ -140,11 +149,25 @@ async fn advance(step: &mut Step<'_>, row: &OpenVerification) -> Result<(), Step
     let Some(flow) = step.machine().await?.flow(&row.other_user_id, &row.flow_id) else {
         return lost(step, row).await;
     };
-    act(step, row, &flow).await?;
+    let ending = why_end(step.bot.verification_policy, row, &flow);
+    match ending.clone() {
+        Some(code) => cancel(step, &flow, code).await?,
+        None => act(step, row, &flow).await?,
+    }
+    record(step, row, &flow, ending).await
+}
 
+/// Notes how far a flow has got; `ending` is why we have just ended it, if we have.
+async fn record(
+    step: &mut Step<'_>,
+    row: &OpenVerification,
+    flow: &Flow,
+    ending: Option<CancelCode>,
+) -> Result<(), StepError> {
     let other_device_id = flow.other_device();
     // The machine replaces the flow's parts as it goes on: look again.
-    let flow = step.machine().await?.flow(&row.other_user_id, &row.flow_id).unwrap_or(flow);
+    let newer = step.machine().await?.flow(&row.other_user_id, &row.flow_id);
+    let flow = newer.as_ref().unwrap_or(flow);
     let mut progress = Progress { other_device_id, ..Progress::default() };
     let state = match flow.state() {
         FlowState::Requested { .. } | FlowState::Waiting { ready: false } => {
@@ -160,6 +183,13 @@ async fn advance(step: &mut Step<'_>, row: &OpenVerification) -> Result<(), Step
         FlowState::Confirmed => VerificationState::Confirmed,
         FlowState::Done => VerificationState::Done,
         FlowState::Cancelled { code, reason } => {
+            // Of a request that we ended the machine knows only that it was cancelled.
+            let (code, reason) = match ending {
+                Some(ours) if ours.as_str() != code => {
+                    (ours.as_str().to_owned(), crate::crypto::reason(&ours))
+                }
+                _ => (code, reason),
+            };
             progress.cancel_code = Some(code);
             progress.cancel_reason = Some(reason);
             VerificationState::Cancelled
@@ -184,28 +214,42 @@ async fn advance(step: &mut Step<'_>, row: &OpenVerification) -> Result<(), Step
     Ok(())
 }
 
-/// What is for us to do in the flow's present state.
-async fn act(
-    step: &mut Step<'_>,
-    row: &OpenVerification,
-    flow: &crate::crypto::Flow,
-) -> Result<(), StepError> {
-    let policy = step.bot.verification_policy;
-    let message = match flow.state() {
+/// Why a flow that has not ended is to end now.
+fn why_end(policy: VerificationPolicy, row: &OpenVerification, flow: &Flow) -> Option<CancelCode> {
+    let decision = row.decision.as_deref();
+    match flow.state() {
         FlowState::Done | FlowState::Cancelled { .. } => None,
-        _ if flow.timed_out() => flow.cancel(CancelCode::Timeout),
-        _ if policy == VerificationPolicy::Off => flow.cancel(CancelCode::User),
-        _ if row.decision.as_deref() == Some("cancel") => flow.cancel(CancelCode::User),
-        FlowState::Requested { sas: true } => flow.accept_request(),
-        FlowState::Requested { sas: false } => flow.cancel(CancelCode::UnknownMethod),
+        _ if flow.timed_out() => Some(CancelCode::Timeout),
+        _ if policy == VerificationPolicy::Off || decision == Some("cancel") => {
+            Some(CancelCode::User)
+        }
+        FlowState::Requested { sas: false } => Some(CancelCode::UnknownMethod),
+        FlowState::Emoji { .. } if decision == Some("mismatch") => Some(CancelCode::MismatchedSas),
+        _ => None,
+    }
+}
+
+async fn cancel(step: &mut Step<'_>, flow: &Flow, code: CancelCode) -> Result<(), StepError> {
+    match flow.cancel(code)? {
+        Some(message) => outgoing::verification(step, &message).await,
+        None => Ok(()),
+    }
+}
+
+/// What is for us to do in the flow's present state.
+async fn act(step: &mut Step<'_>, row: &OpenVerification, flow: &Flow) -> Result<(), StepError> {
+    let message = match flow.state() {
+        FlowState::Requested { .. } => flow.accept_request(),
         FlowState::Started => flow.accept_sas(),
-        FlowState::Emoji { .. } => match (policy, row.decision.as_deref()) {
-            (_, Some("mismatch")) => flow.cancel(CancelCode::MismatchedSas),
-            (VerificationPolicy::Auto, _) if row.mac_received => return confirm(step, flow).await,
-            (VerificationPolicy::Owner, Some("confirm")) => return confirm(step, flow).await,
-            _ => None,
-        },
-        FlowState::Waiting { .. } | FlowState::Accepted | FlowState::Confirmed => None,
+        FlowState::Emoji { .. } => {
+            let agreed = match step.bot.verification_policy {
+                VerificationPolicy::Auto => row.mac_received,
+                VerificationPolicy::Owner => row.decision.as_deref() == Some("confirm"),
+                VerificationPolicy::Off => false,
+            };
+            return if agreed { confirm(step, flow).await } else { Ok(()) };
+        }
+        _ => None,
     };
     match message {
         Some(message) => outgoing::verification(step, &message).await,
@@ -213,7 +257,7 @@ async fn act(
     }
 }
 
-async fn confirm(step: &mut Step<'_>, flow: &crate::crypto::Flow) -> Result<(), StepError> {
+async fn confirm(step: &mut Step<'_>, flow: &Flow) -> Result<(), StepError> {
     let Some(confirmed) = flow.confirm().await? else { return Ok(()) };
     for message in &confirmed.messages {
         outgoing::verification(step, message).await?;
@@ -259,7 +303,7 @@ async fn lost(step: &mut Step<'_>, row: &OpenVerification) -> Result<(), StepErr
         }
     } else {
         let device = row.other_device_id.as_deref();
-        cancel_to_device(step, &row.other_user_id, device, &row.flow_id, &code).await?;
+        cancel_to_device(step, &row.other_user_id, device, &row.flow_id, &code, reason).await?;
     }
     let progress = Progress {
         cancel_code: Some(code.as_str().to_owned()),
@@ -280,11 +324,12 @@ async fn cancel_to_device(
     device: Option<&str>,
     flow_id: &str,
     code: &CancelCode,
+    reason: &str,
 ) -> Result<(), StepError> {
     let content = json!({
         "transaction_id": flow_id,
         "code": code.as_str(),
-        "reason": "This verification is not known here: please verify again",
+        "reason": reason,
     });
     let content = serde_json::value::to_raw_value(&content)
         .map_err(|e| StepError::fail("M_UNKNOWN", e.to_string()))?;

@@ -20,13 +20,15 @@ pub(super) fn methods() -> Vec<VerificationMethod> {
     vec![VerificationMethod::SasV1]
 }
 
-/// A user's identity as our client knows it. A stranger's is fetched.
+/// A user's identity as our client knows it. It keeps up with those alone with whom it shares an
+/// encrypted room: everybody else's is fetched.
 pub(super) async fn identity(client: &Client, user_id: &UserId) -> Result<Option<UserIdentity>> {
     let encryption = client.encryption();
-    Ok(match encryption.get_user_identity(user_id).await? {
-        Some(known) => Some(known),
-        None => encryption.request_user_identity(user_id).await?,
-    })
+    let followed = encryption.tracked_users().await?.contains(user_id);
+    match encryption.get_user_identity(user_id).await? {
+        Some(known) if followed => Ok(Some(known)),
+        _ => Ok(encryption.request_user_identity(user_id).await?),
+    }
 }
 
 pub(super) async fn request(
