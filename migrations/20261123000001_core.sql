@@ -322,7 +322,7 @@ COMMENT ON COLUMN outbox.due_at IS 'Not before this time: backoff after a failed
 COMMENT ON COLUMN outbox.attempts IS 'How often it was tried.';
 COMMENT ON COLUMN outbox.encrypted IS 'Whether it went out encrypted.';
 COMMENT ON COLUMN outbox.session_id IS 'The Megolm session that it was encrypted with.';
-COMMENT ON COLUMN outbox.devices IS 'How many devices hold that session.';
+COMMENT ON COLUMN outbox.devices IS 'How many devices were newly given that session for this message.';
 COMMENT ON COLUMN outbox.event_id IS 'The event id that the homeserver gave it.';
 COMMENT ON COLUMN outbox.error IS 'Why it failed, or failed so far.';
 COMMENT ON COLUMN outbox.created_at IS 'When it was asked for.';
