@@ -22,6 +22,8 @@ pub struct OpenVerification {
     pub other_device_id: Option<String>,
     /// The room; `None` over to-device.
     pub room_id: Option<OwnedRoomId>,
+    /// When it began.
+    pub created_at: DateTime<Utc>,
     /// How far it got.
     pub state: VerificationState,
     /// Whether the human has confirmed.
@@ -89,8 +91,8 @@ pub async fn open(
 ) -> Result<Vec<OpenVerification>, StoreError> {
     let rows = sqlx::query!(
         "-- verifications.open
-        SELECT verification_id, flow_id, other_user_id, other_device_id, room_id, state,
-            mac_received, decision
+        SELECT verification_id, flow_id, other_user_id, other_device_id, room_id, created_at,
+            state, mac_received, decision
         FROM verifications
         WHERE bot_id = $1 AND finished_at IS NULL
         ORDER BY verification_id",
@@ -106,6 +108,7 @@ pub async fn open(
                 other_user_id: OwnedUserId::try_from(row.other_user_id)?,
                 other_device_id: row.other_device_id,
                 room_id: row.room_id.map(OwnedRoomId::try_from).transpose()?,
+                created_at: row.created_at,
                 state: row.state.parse()?,
                 mac_received: row.mac_received,
                 decision: row.decision,

@@ -10,6 +10,7 @@
 //! the flow lives in memory only. So keys are queried first, old flows are ended first ([`make_way`]), and a row without a flow
 //! is cancelled in words the other side understands ([`lost`]).
 
+use chrono::Duration;
 use ruma::{
     TransactionId, UserId,
     api::client::to_device::send_event_to_device,
@@ -25,11 +26,17 @@ use crate::{
     crypto::{Flow, FlowState, SyncChanges, VerificationMessage},
     model::{VerificationPolicy, VerificationState},
     store::{
-        Connection, StoreError, rooms, verifications,
+        Connection, StoreError, inbox,
+        inbox::{NewEntry, Work},
+        rooms, verifications,
         verifications::{OpenVerification, Progress},
     },
     telemetry::chain,
 };
+
+/// How soon and how late we ask for lost messages of a verification, which lasts ten minutes at most.
+const LOOK_SOON: Duration = Duration::seconds(3);
+const LOOK_LATE: Duration = Duration::seconds(60);
 
 /// Before a message that begins a verification is fed: the sender's devices are asked for, and older
 /// flows with that user are ended.
@@ -43,19 +50,22 @@ pub(super) async fn make_way(
     let mut conn = step.context.store.connection().await?;
     let open = verifications::open(&mut conn, step.bot.id).await?;
     drop(conn);
-    for row in open.iter().filter(|row| row.other_user_id == message.sender) {
+    for row in &open {
         let Some(flow) = step.machine().await?.flow(&row.other_user_id, &row.flow_id) else {
             continue;
         };
-        if !matches!(flow.state(), FlowState::Done | FlowState::Cancelled { .. }) {
+        let is_over = matches!(flow.state(), FlowState::Done | FlowState::Cancelled { .. });
+        let in_the_way = row.other_user_id == message.sender;
+        if in_the_way && !is_over {
             info!(verification = %row.id, "the human asks anew: ending the verification before");
             cancel(step, &flow, CancelCode::User).await?;
         }
-        // How it ended is noted before it is swept out.
-        record(step, row, &flow, None).await?;
+        if in_the_way || is_over {
+            record(step, row, &flow, None).await?;
+        }
     }
     if step.machine().await?.has_finished_flows(&message.sender) {
-        step.machine().await?.receive(SyncChanges::default()).await?;
+        sweep(step).await?;
     }
     step.machine().await?.track(std::slice::from_ref(&message.sender)).await?;
     outgoing::query_keys(step, std::slice::from_ref(&message.sender)).await?;
@@ -139,15 +149,52 @@ pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
     let open = verifications::open(&mut conn, step.bot.id).await?;
     drop(conn);
     step.verifying = !open.is_empty();
+    let mut any_over = false;
+    let mut look_after: Option<Duration> = None;
     for row in open {
-        advance(step, &row).await?;
+        if advance(step, &row).await? {
+            any_over = true;
+        } else if row.room_id.is_none() {
+            let wait = ((step.now() - row.created_at) / 2).clamp(LOOK_SOON, LOOK_LATE);
+            look_after = Some(look_after.map_or(wait, |sooner| sooner.min(wait)));
+        }
     }
+    if any_over {
+        sweep(step).await?;
+    }
+    match look_after {
+        Some(wait) => look_for_lost(step, wait).await,
+        None => Ok(()),
+    }
+}
+
+/// Sweeps finished flows out of the machine, where they would collide with the next: all of them, so
+/// how each ended must have been recorded.
+async fn sweep(step: &mut Step<'_>) -> Result<(), StepError> {
+    outgoing::run(step).await?;
+    step.machine().await?.receive(SyncChanges::default()).await?;
     Ok(())
 }
 
-async fn advance(step: &mut Step<'_>, row: &OpenVerification) -> Result<(), StepError> {
+/// Of two to-device messages at the same moment Synapse may bring an application service only the
+/// later one. A room key that is missed so shows as an event that cannot be decrypted; a message of a
+/// verification shows as nothing at all, so while one runs over to-device we ask.
+async fn look_for_lost(step: &Step<'_>, wait: Duration) -> Result<(), StepError> {
+    let now = step.now();
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    if !inbox::has_reconcile(&mut tx, step.bot.id).await? {
+        let ask = NewEntry { bot: step.bot.id, work: Work::Reconcile, due_at: now + wait };
+        inbox::add(&mut tx, step.context.store.sealer(), &[ask], now).await?;
+    }
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}
+
+/// Moves one on; tells whether it is over and to be swept out.
+async fn advance(step: &mut Step<'_>, row: &OpenVerification) -> Result<bool, StepError> {
     let Some(flow) = step.machine().await?.flow(&row.other_user_id, &row.flow_id) else {
-        return lost(step, row).await;
+        lost(step, row).await?;
+        return Ok(true);
     };
     let ending = why_end(step.bot.verification_policy, row, &flow);
     match ending.clone() {
@@ -157,13 +204,14 @@ async fn advance(step: &mut Step<'_>, row: &OpenVerification) -> Result<(), Step
     record(step, row, &flow, ending).await
 }
 
-/// Notes how far a flow has got; `ending` is why we have just ended it, if we have.
+/// Notes how far a flow has got, and tells whether it is over; `ending` is why we have just ended it,
+/// if we have.
 async fn record(
     step: &mut Step<'_>,
     row: &OpenVerification,
     flow: &Flow,
     ending: Option<CancelCode>,
-) -> Result<(), StepError> {
+) -> Result<bool, StepError> {
     let other_device_id = flow.other_device();
     // The machine replaces the flow's parts as it goes on: look again.
     let newer = step.machine().await?.flow(&row.other_user_id, &row.flow_id);
@@ -206,12 +254,7 @@ async fn record(
     let mut tx = step.context.store.begin_fenced(step.fence).await?;
     verifications::advance(&mut tx, row.id, state, &progress, step.now()).await?;
     tx.commit().await.map_err(StoreError::from)?;
-    if matches!(state, VerificationState::Done | VerificationState::Cancelled) {
-        // Only this sweeps a finished flow out of the machine, where it would collide with the next.
-        outgoing::run(step).await?;
-        step.machine().await?.receive(SyncChanges::default()).await?;
-    }
-    Ok(())
+    Ok(matches!(state, VerificationState::Done | VerificationState::Cancelled))
 }
 
 /// Why a flow that has not ended is to end now.
@@ -282,7 +325,13 @@ async fn start_new_keys(step: &mut Step<'_>, human: &UserId) -> Result<(), StepE
 
 /// A row whose flow is gone: we were restarted meanwhile. The other side is told, so that it does not
 /// wait for ten minutes, and the human can ask again.
+///
+/// Where both had confirmed, only the human's last word was still to come: that one is done.
 async fn lost(step: &mut Step<'_>, row: &OpenVerification) -> Result<(), StepError> {
+    if row.state == VerificationState::Confirmed && row.mac_received {
+        start_new_keys(step, &row.other_user_id).await?;
+        return end(step, row, VerificationState::Done, Progress::default()).await;
+    }
     warn!(verification = %row.id, "cancelling a verification that a restart broke off");
     let code = CancelCode::User;
     let reason = "The bot was restarted meanwhile: please verify again";
@@ -310,8 +359,16 @@ async fn lost(step: &mut Step<'_>, row: &OpenVerification) -> Result<(), StepErr
         cancel_reason: Some(reason.to_owned()),
         ..Progress::default()
     };
+    end(step, row, VerificationState::Cancelled, progress).await
+}
+
+async fn end(
+    step: &Step<'_>,
+    row: &OpenVerification,
+    state: VerificationState,
+    progress: Progress,
+) -> Result<(), StepError> {
     let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    let state = VerificationState::Cancelled;
     verifications::advance(&mut tx, row.id, state, &progress, step.now()).await?;
     tx.commit().await.map_err(StoreError::from)?;
     Ok(())

@@ -40,16 +40,21 @@ async fn an_unknown_transaction_is_cancelled() -> Result<()> {
     let token = login["access_token"].as_str().context("an access token")?;
     let key = json!({ "transaction_id": "nobody-knows", "key": "AAAA" });
     let messages = json!({ "messages": { scene.bot(): { scene.device(): key } } });
-    let sent = client
-        .put(url("sendToDevice/m.key.verification.key/1"))
-        .bearer_auth(token)
-        .json(&messages)
-        .send()
-        .await?;
-    ensure!(sent.status().is_success(), "{sent:?}");
-
+    let sync: Value = client.get(url("sync")).bearer_auth(token).send().await?.json().await?;
+    let since = sync["next_batch"].as_str().context("a token")?;
+    let mut attempt = 0;
+    // Sent again and again: Synapse may lose one on its way to an application service.
     let cancel = poll::until("a cancel", PATIENCE, async || {
-        let sync: Value = client.get(url("sync")).bearer_auth(token).send().await?.json().await?;
+        attempt += 1;
+        let sent = client
+            .put(url(&format!("sendToDevice/m.key.verification.key/{attempt}")))
+            .bearer_auth(token)
+            .json(&messages)
+            .send()
+            .await?;
+        ensure!(sent.status().is_success(), "{sent:?}");
+        let sync = client.get(url(&format!("sync?since={since}&timeout=2000")));
+        let sync: Value = sync.bearer_auth(token).send().await?.json().await?;
         Ok(sync["to_device"]["events"].as_array().and_then(|events| {
             events.iter().find(|event| event["type"] == "m.key.verification.cancel").cloned()
         }))
