@@ -20,6 +20,7 @@ mod backoff;
 mod bot_worker;
 mod error;
 mod invites;
+mod lost;
 mod machines;
 mod outgoing;
 mod provision;

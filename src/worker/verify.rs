@@ -8,35 +8,21 @@
 //! Facts of the engine that shape this: a request from a device whose keys are not known is dropped;
 //! of two requests of one user both are cancelled, a finished one included, and so it is with two SAS;
 //! the flow lives in memory only. So keys are queried first, old flows are ended first ([`make_way`]), and a row without a flow
-//! is cancelled in words the other side understands ([`lost`]).
+//! is cancelled in words the other side understands ([`super::lost`]).
 
-use chrono::Duration;
-use ruma::{
-    TransactionId, UserId,
-    api::client::to_device::send_event_to_device,
-    events::{ToDeviceEventType, key::verification::cancel::CancelCode},
-    serde::Raw,
-    to_device::DeviceIdOrAllDevices,
-};
-use serde_json::{Value, json};
-use tracing::{info, warn};
+use ruma::{UserId, events::key::verification::cancel::CancelCode};
+use serde_json::Value;
+use tracing::info;
 
-use super::{StepError, bot_worker::Step, outgoing, send};
+use super::{StepError, bot_worker::Step, lost, outgoing};
 use crate::{
     crypto::{Flow, FlowState, SyncChanges, VerificationMessage},
     model::{VerificationPolicy, VerificationState},
     store::{
-        Connection, StoreError, inbox,
-        inbox::{NewEntry, Work},
-        rooms, verifications,
+        Connection, StoreError, rooms, verifications,
         verifications::{OpenVerification, Progress},
     },
-    telemetry::chain,
 };
-
-/// How soon and how late we ask for lost messages of a verification, which lasts ten minutes at most.
-const LOOK_SOON: Duration = Duration::seconds(3);
-const LOOK_LATE: Duration = Duration::seconds(60);
 
 /// Before a message that begins a verification is fed: the sender's devices are asked for, and older
 /// flows with that user are ended.
@@ -92,7 +78,7 @@ pub(super) async fn heard_to_device(
         let code = CancelCode::UnknownTransaction;
         let device = message.from_device.as_deref();
         let reason = "This verification is not known here: please verify again";
-        cancel_to_device(step, &message.sender, device, &message.flow_id, &code, reason).await?;
+        lost::cancel(step, &message.sender, device, &message.flow_id, &code, reason).await?;
     }
     Ok(())
 }
@@ -150,20 +136,19 @@ pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
     drop(conn);
     step.verifying = !open.is_empty();
     let mut any_over = false;
-    let mut look_after: Option<Duration> = None;
+    let mut newest_to_device = None;
     for row in open {
         if advance(step, &row).await? {
             any_over = true;
         } else if row.room_id.is_none() {
-            let wait = ((step.now() - row.created_at) / 2).clamp(LOOK_SOON, LOOK_LATE);
-            look_after = Some(look_after.map_or(wait, |sooner| sooner.min(wait)));
+            newest_to_device = Some(row.created_at);
         }
     }
     if any_over {
         sweep(step).await?;
     }
-    match look_after {
-        Some(wait) => look_for_lost(step, wait).await,
+    match newest_to_device {
+        Some(begun) => lost::ask_again(step, begun).await,
         None => Ok(()),
     }
 }
@@ -176,24 +161,10 @@ async fn sweep(step: &mut Step<'_>) -> Result<(), StepError> {
     Ok(())
 }
 
-/// Of two to-device messages at the same moment Synapse may bring an application service only the
-/// later one. A room key that is missed so shows as an event that cannot be decrypted; a message of a
-/// verification shows as nothing at all, so while one runs over to-device we ask.
-async fn look_for_lost(step: &Step<'_>, wait: Duration) -> Result<(), StepError> {
-    let now = step.now();
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    if !inbox::has_reconcile(&mut tx, step.bot.id).await? {
-        let ask = NewEntry { bot: step.bot.id, work: Work::Reconcile, due_at: now + wait };
-        inbox::add(&mut tx, step.context.store.sealer(), &[ask], now).await?;
-    }
-    tx.commit().await.map_err(StoreError::from)?;
-    Ok(())
-}
-
 /// Moves one on; tells whether it is over and to be swept out.
 async fn advance(step: &mut Step<'_>, row: &OpenVerification) -> Result<bool, StepError> {
     let Some(flow) = step.machine().await?.flow(&row.other_user_id, &row.flow_id) else {
-        lost(step, row).await?;
+        lost::flow(step, row).await?;
         return Ok(true);
     };
     let ending = why_end(step.bot.verification_policy, row, &flow);
@@ -313,92 +284,12 @@ async fn confirm(step: &mut Step<'_>, flow: &Flow) -> Result<(), StepError> {
 
 /// How far a session is trusted is fixed when its key arrives at the human's client: only a key that
 /// arrives now counts as verified.
-async fn start_new_keys(step: &mut Step<'_>, human: &UserId) -> Result<(), StepError> {
+pub(super) async fn start_new_keys(step: &mut Step<'_>, human: &UserId) -> Result<(), StepError> {
     let mut conn = step.context.store.connection().await?;
     let shared = rooms::shared_rooms(&mut conn, step.bot.user_id.as_str(), human.as_str()).await?;
     drop(conn);
     for room in shared {
         step.machine().await?.discard_room_key(&room).await?;
     }
-    Ok(())
-}
-
-/// A row whose flow is gone: we were restarted meanwhile. The other side is told, so that it does not
-/// wait for ten minutes, and the human can ask again.
-///
-/// Where both had confirmed, only the human's last word was still to come: that one is done.
-async fn lost(step: &mut Step<'_>, row: &OpenVerification) -> Result<(), StepError> {
-    if row.state == VerificationState::Confirmed && row.mac_received {
-        start_new_keys(step, &row.other_user_id).await?;
-        return end(step, row, VerificationState::Done, Progress::default()).await;
-    }
-    warn!(verification = %row.id, "cancelling a verification that a restart broke off");
-    let code = CancelCode::User;
-    let reason = "The bot was restarted meanwhile: please verify again";
-    if let Some(room) = &row.room_id {
-        let content = json!({
-            "code": code.as_str(),
-            "reason": reason,
-            "m.relates_to": { "rel_type": "m.reference", "event_id": row.flow_id },
-        });
-        let txn_id = format!("gs-{}-cancel-{}", step.bot.id, row.id);
-        let kind = "m.key.verification.cancel";
-        match send::message(step, room, kind, &content, txn_id.as_str().into()).await {
-            Err(error) if !matches!(error, StepError::Fail { .. }) => return Err(error),
-            Err(error) => {
-                warn!(error = chain(&error), "could not tell that the verification is cancelled");
-            }
-            Ok(_) => {}
-        }
-    } else {
-        let device = row.other_device_id.as_deref();
-        cancel_to_device(step, &row.other_user_id, device, &row.flow_id, &code, reason).await?;
-    }
-    let progress = Progress {
-        cancel_code: Some(code.as_str().to_owned()),
-        cancel_reason: Some(reason.to_owned()),
-        ..Progress::default()
-    };
-    end(step, row, VerificationState::Cancelled, progress).await
-}
-
-async fn end(
-    step: &Step<'_>,
-    row: &OpenVerification,
-    state: VerificationState,
-    progress: Progress,
-) -> Result<(), StepError> {
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    verifications::advance(&mut tx, row.id, state, &progress, step.now()).await?;
-    tx.commit().await.map_err(StoreError::from)?;
-    Ok(())
-}
-
-/// A cancel for a flow that the machine does not have.
-async fn cancel_to_device(
-    step: &Step<'_>,
-    user: &UserId,
-    device: Option<&str>,
-    flow_id: &str,
-    code: &CancelCode,
-    reason: &str,
-) -> Result<(), StepError> {
-    let content = json!({
-        "transaction_id": flow_id,
-        "code": code.as_str(),
-        "reason": reason,
-    });
-    let content = serde_json::value::to_raw_value(&content)
-        .map_err(|e| StepError::fail("M_UNKNOWN", e.to_string()))?;
-    let device = device.map_or(DeviceIdOrAllDevices::AllDevices, |device| {
-        DeviceIdOrAllDevices::DeviceId(device.into())
-    });
-    let messages = [(user.to_owned(), [(device, Raw::from_json(content))].into())].into();
-    let request = send_event_to_device::v3::Request::new_raw(
-        ToDeviceEventType::from("m.key.verification.cancel"),
-        TransactionId::new(),
-        messages,
-    );
-    step.context.homeserver.send((&step.actor).into(), request).await?;
     Ok(())
 }
