@@ -8,4 +8,5 @@
 
 mod architecture;
 mod e2e;
+mod fast;
 mod support;

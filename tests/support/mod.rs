@@ -4,6 +4,7 @@
 //! ```text
 //! World ── Database      a fresh database of the Postgres that `scripts/test` started
 //!       ├─ Synapse       a real homeserver in a directory of its own
+//!       │                or a `FakeHomeserver`, for what a real one cannot be made to do
 //!       ├─ Greenshield   the binary under test
 //!       └─ Human         a person with a client: matrix-rust-sdk or matrix-js-sdk, one trait
 //! ```
@@ -13,6 +14,7 @@
 
 #![allow(dead_code, reason = "the test binary and the demo share this, and neither uses all of it")]
 
+pub mod fake_homeserver;
 pub mod greenshield;
 pub mod human;
 pub mod installed;

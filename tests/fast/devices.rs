@@ -1,0 +1,32 @@
+//! Devices that come and go.
+
+use anyhow::{Result, ensure};
+
+use super::scene::Scene;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_device_can_read_the_next_answer() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let before = alice.ping(&bot.room).await?;
+    let phone = alice.another_device("PHONE").await?;
+    scene.settled().await?;
+    let asked = alice.say(&bot.room, "!ping").await?;
+    let answer = phone.answer_to(&bot.room, &asked).await?;
+    ensure!(answer.session_id == before.session_id, "the session went on, {answer:?}");
+    let read = phone.read(&bot.room).await?;
+    ensure!(read.len() == 1, "what was said before it was there is not for it: {read:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_is_gone_means_a_new_key() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let phone = alice.another_device("PHONE").await?;
+    let before = alice.ping(&bot.room).await?;
+    scene.settled().await?;
+    scene.fake.remove_device(&alice.user_id, &phone.device_id);
+    scene.settled().await?;
+    let after = alice.ping(&bot.room).await?;
+    ensure!(after.session_id != before.session_id, "{after:?}");
+    Ok(())
+}

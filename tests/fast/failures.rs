@@ -1,0 +1,121 @@
+//! A homeserver that is slow, rate-limits, breaks off or refuses.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::scene::{PATIENCE, Scene};
+use crate::support::{
+    fake_homeserver::{FakeHomeserver, Fault, Person},
+    poll,
+};
+
+/// Each of them a few times in a row on one path.
+fn trouble(fake: &FakeHomeserver, path: &str) {
+    fake.fault(path, 1, Fault::rate_limit(300));
+    fake.fault(path, 1, Fault::refusal(500, "M_UNKNOWN"));
+    fake.fault(path, 1, Fault::html(502));
+    fake.fault(path, 1, Fault::html(200));
+    fake.fault(path, 1, Fault::Broken);
+}
+
+async fn gets_over(path: &str) -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    // Somebody new, so that there are devices to ask for and keys to claim.
+    let carol = Person::new(&scene.fake, "carol").await?;
+    carol.join(&bot.room).await?;
+    trouble(&scene.fake, path);
+    let asked = alice.say(&bot.room, "!ping").await?;
+    let answer = scene.answered_once(&alice, &bot, &asked).await?;
+    ensure!(answer.shield == "None", "{answer:?}");
+    carol.answer_to(&bot.room, &asked).await?;
+    let troubled = scene.fake.calls(path);
+    ensure!(troubled.len() > 5, "{path} was called {} times", troubled.len());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_gets_over_trouble_with_send() -> Result<()> {
+    gets_over("/send/").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_gets_over_trouble_with_key_claims() -> Result<()> {
+    gets_over("/keys/claim").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_gets_over_trouble_with_key_queries() -> Result<()> {
+    gets_over("/keys/query").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_gets_over_trouble_with_to_device_messages() -> Result<()> {
+    gets_over("/sendToDevice/").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_whose_answer_is_lost_is_in_the_room_once() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    for path in ["/keys/claim", "/sendToDevice/", "/send/"] {
+        scene.fake.fault(path, 2, Fault::Lost);
+    }
+    let carol = Person::new(&scene.fake, "carol").await?;
+    carol.join(&bot.room).await?;
+    let asked = alice.say(&bot.room, "!ping").await?;
+    scene.answered_once(&alice, &bot, &asked).await?;
+    carol.answer_to(&bot.room, &asked).await?;
+    let said = scene.fake.said_by(&bot.user_id, &bot.room);
+    ensure!(said.len() == 2, "the intro and one answer, not {said:?}");
+    ensure!(scene.fake.calls("/send/").len() == 4, "the intro, and three attempts");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_homeserver_is_waited_for() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    scene.fake.fault("/send/", 1, Fault::Slow(Duration::from_secs(3)));
+    let asked = alice.say(&bot.room, "!ping").await?;
+    scene.answered_once(&alice, &bot, &asked).await?;
+    ensure!(scene.fake.calls("/send/").len() == 2, "the intro and one attempt");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_room_fails_visibly_and_alone() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let other = scene.bot(&alice).await?;
+    let refused = scene.fake.room(&alice.user_id, true, &[&bot.user_id]);
+    scene.fake.fault(&format!("{refused}/send/"), usize::MAX, Fault::refusal(403, "M_FORBIDDEN"));
+    let asked = alice.say(&refused, "!ping").await?;
+    let sql = "SELECT error FROM outbox WHERE state = 'failed' AND txn_id = 'respond-' || $1";
+    let error = scene.wait_text("a failed message", sql, &asked).await?;
+    ensure!(error.contains("403") && error.contains("M_FORBIDDEN"), "{error}");
+    alice.ping(&bot.room).await?;
+    alice.ping(&other.room).await?;
+    scene.fake.heal();
+    alice.ping(&refused).await?;
+    Ok(())
+}
+
+/// A message waiting for its next attempt holds back those behind it, and costs nothing meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_wait_is_a_quiet_one() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    scene.fake.fault("/send/", 1, Fault::rate_limit(4000));
+    let first = alice.say(&bot.room, "!ping").await?;
+    poll::until("the rate limit to be met", PATIENCE, async || {
+        let calls = scene.fake.calls("/send/");
+        Ok(calls.iter().any(|call| call.status == 429).then_some(()))
+    })
+    .await?;
+    let second = alice.say(&bot.room, "!ping").await?;
+    scene.answered_once(&alice, &bot, &first).await?;
+    scene.answered_once(&alice, &bot, &second).await?;
+    let order: Vec<_> =
+        alice.read(&bot.room).await?.into_iter().filter_map(|read| read.answers).collect();
+    ensure!(order == [first, second], "{order:?}");
+    let steps = scene.metric("greenshield_step_seconds_count").await?;
+    ensure!(steps < 60.0, "{steps} steps: it was spinning");
+    Ok(())
+}

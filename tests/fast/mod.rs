@@ -1,0 +1,11 @@
+//! greenshield, the real program with a real Postgres, beside a homeserver that does what a test
+//! wants: for everything that a real one cannot be made to do. Seconds each.
+
+mod bad_input;
+mod devices;
+mod failures;
+mod plaintext;
+mod room_keys;
+mod scene;
+mod signup;
+mod transactions;

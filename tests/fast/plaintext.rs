@@ -1,0 +1,68 @@
+//! Never in the clear by mistake.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::scene::{PATIENCE, Scene};
+use crate::support::{fake_homeserver::Fault, poll};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sent_while_the_encryption_is_not_known() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    for fault in [Fault::refusal(500, "M_UNKNOWN"), Fault::html(404), Fault::html(200)] {
+        let room = scene.fake.room(&alice.user_id, true, &[&bot.user_id]);
+        scene.settled().await?;
+        // The event of the encryption did come: forget it, as if it had not.
+        sqlx::query(
+            "UPDATE rooms SET encryption = NULL, encryption_checked = FALSE WHERE room_id = $1",
+        )
+        .bind(&room)
+        .execute(&scene.sql)
+        .await?;
+        let question = format!("{room}/state/m.room.encryption");
+        scene.fake.fault(&question, 4, fault.clone());
+        let asked = alice.say(&room, "!ping").await?;
+        let answer = alice.answer_to(&room, &asked).await;
+        ensure!(answer.is_ok(), "{fault:?}: {answer:?}");
+        ensure!(scene.fake.calls(&question).len() >= 5, "{fault:?}");
+        let said = scene.fake.said_by(&bot.user_id, &room);
+        ensure!(said.iter().all(|event| event["type"] == "m.room.encrypted"), "{said:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn encryption_that_is_turned_on_later_holds_at_once_and_for_good() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let room = scene.fake.room(&alice.user_id, false, &[&bot.user_id]);
+    let clear = json!({ "msgtype": "m.text", "body": "!ping" });
+    let say = || scene.fake.say(&room, &alice.user_id, "m.room.message", None, clear.clone());
+    say();
+    let said = async |count: usize| {
+        poll::until("an answer", PATIENCE, async || {
+            let said = scene.fake.said_by(&bot.user_id, &room);
+            Ok((said.len() == count).then_some(said))
+        })
+        .await
+    };
+    ensure!(said(1).await?[0]["type"] == "m.room.message", "this room is not encrypted");
+
+    let on = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
+    scene.fake.say(&room, &alice.user_id, "m.room.encryption", Some(""), on);
+    let asked = say();
+    ensure!(said(2).await?[1]["type"] == "m.room.encrypted");
+    ensure!(alice.answer_to(&room, &asked).await?.body == "pong");
+
+    // Nobody can turn it off, or weaken it into something that we do not speak.
+    for content in [json!({}), json!({ "algorithm": "none" })] {
+        scene.fake.say(&room, &alice.user_id, "m.room.encryption", Some(""), content);
+        let asked = say();
+        let sql = "SELECT state || COALESCE(' ' || error, '') FROM outbox
+            WHERE txn_id = 'respond-' || $1 AND state <> 'queued'";
+        let outcome = scene.wait_text("an outcome", sql, &asked).await?;
+        eprintln!("{outcome}");
+    }
+    let said = scene.fake.said_by(&bot.user_id, &room);
+    ensure!(said[1..].iter().all(|event| event["type"] == "m.room.encrypted"), "{said:?}");
+    Ok(())
+}

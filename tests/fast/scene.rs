@@ -1,0 +1,181 @@
+//! greenshield beside a fake homeserver, and a person with a bot.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use crate::support::{
+    fake_homeserver::{FakeHomeserver, Person, Read},
+    greenshield::Greenshield,
+    poll,
+    postgres::Database,
+    random,
+};
+
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Dropped in this order.
+pub struct Scene {
+    pub greenshield: Greenshield,
+    pub sql: PgPool,
+    pub database: Database,
+    pub fake: FakeHomeserver,
+}
+
+/// A bot, and its direct room with the person who signed it up.
+pub struct Bot {
+    pub user_id: String,
+    pub device_id: String,
+    pub room: String,
+    pub signup: Value,
+}
+
+impl Scene {
+    pub async fn start() -> Result<Self> {
+        let fake = FakeHomeserver::start().await?;
+        let database = Database::create().await?;
+        let mut greenshield = Greenshield::install(fake.url(), &database.url())?;
+        fake.connect(&greenshield.registration())?;
+        greenshield.start().await?;
+        let sql = database.pool().await?;
+        Ok(Self { greenshield, sql, database, fake })
+    }
+
+    /// A scene with a person and a bot that know each other already and have nothing left to do.
+    pub async fn with_bot() -> Result<(Self, Person, Bot)> {
+        let scene = Self::start().await?;
+        let alice = Person::new(&scene.fake, "alice").await?;
+        let bot = scene.bot(&alice).await?;
+        scene.settled().await?;
+        Ok((scene, alice, bot))
+    }
+
+    /// Signs a bot up; the person joins its room.
+    pub async fn bot(&self, person: &Person) -> Result<Bot> {
+        let code = self.greenshield.mint_code(&person.user_id, 1)?;
+        let signup = self.greenshield.signup(&code, &format!("b{}", random::suffix())).await?;
+        let bot = Bot::of(signup)?;
+        person.join(&bot.room).await?;
+        Ok(bot)
+    }
+
+    /// `POST /signup/api`, whatever it answers.
+    pub async fn sign_up(
+        &self,
+        code: &str,
+        username: &str,
+        key: Option<&str>,
+    ) -> Result<(u16, Value)> {
+        sign_up(&self.greenshield.public_url(), code, username, key).await
+    }
+
+    /// Until nothing is under way: everything pushed, taken up, answered and sent.
+    pub async fn settled(&self) -> Result<()> {
+        poll::until("nothing to be left to do", PATIENCE, async || {
+            let left: String = sqlx::query_scalar(
+                "SELECT CONCAT_WS(' ',
+                    (SELECT COUNT(*) FROM inbox),
+                    (SELECT COUNT(*) FROM bot_queue),
+                    (SELECT COUNT(*) FROM event_log WHERE respond),
+                    (SELECT COUNT(*) FROM outbox WHERE state = 'queued'),
+                    (SELECT COUNT(*) FROM bots WHERE reconciled_at IS NULL))",
+            )
+            .fetch_one(&self.sql)
+            .await?;
+            Ok((self.fake.is_pushed() && left == "0 0 0 0 0").then_some(()))
+        })
+        .await
+    }
+
+    /// Until to-device messages are taken in, while events are held back.
+    pub async fn settled_but_events(&self) -> Result<()> {
+        poll::until("the to-device messages to be taken in", PATIENCE, async || {
+            let left: i64 =
+                sqlx::query_scalar("SELECT COUNT(*) FROM inbox").fetch_one(&self.sql).await?;
+            Ok((self.fake.is_to_device_pushed() && left == 0).then_some(()))
+        })
+        .await
+    }
+
+    /// A number of greenshield's metrics; 0 if it is not there.
+    pub async fn metric(&self, name: &str) -> Result<f64> {
+        let url = format!("{}/metrics", self.greenshield.operator_url());
+        let metrics = crate::support::http().get(url).send().await?.text().await?;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        Ok(value.unwrap_or_default())
+    }
+
+    /// One text from the database, once it is there.
+    pub async fn wait_text(&self, what: &str, sql: &'static str, argument: &str) -> Result<String> {
+        poll::until(what, PATIENCE, async || {
+            let text: Option<Option<String>> =
+                sqlx::query_scalar(sql).bind(argument).fetch_optional(&self.sql).await?;
+            Ok(text.flatten())
+        })
+        .await
+    }
+
+    /// Why an event is parked.
+    pub async fn wait_parked(&self, event_id: &str) -> Result<String> {
+        let sql = "SELECT waiting_reason FROM inbox JOIN events USING (event_seq)
+            WHERE event_id = $1";
+        self.wait_text("a parked event", sql, event_id).await
+    }
+
+    /// How an event was decrypted, and how many of its rows there are.
+    pub async fn decryption(&self, event_id: &str) -> Result<(String, i64)> {
+        sqlx::query_as(
+            "SELECT MIN(decryption), COUNT(*) FROM event_log JOIN events USING (event_seq)
+            WHERE event_id = $1",
+        )
+        .bind(event_id)
+        .fetch_one(&self.sql)
+        .await
+        .context("the event log")
+    }
+
+    /// Asserts that this message was answered exactly once, now that nothing is under way.
+    pub async fn answered_once(&self, person: &Person, bot: &Bot, asked: &str) -> Result<Read> {
+        let answer = person.answer_to(&bot.room, asked).await?;
+        self.settled().await?;
+        let mut read = person.read(&bot.room).await?;
+        read.retain(|read| read.answers.as_deref() == Some(asked));
+        ensure!(read.len() == 1, "{read:?}");
+        ensure!(self.decryption(asked).await?.1 == 1, "more than one row in the event log");
+        Ok(answer)
+    }
+}
+
+/// [`Scene::sign_up`] where greenshield is about to be killed.
+pub async fn sign_up(
+    public_url: &str,
+    code: &str,
+    username: &str,
+    key: Option<&str>,
+) -> Result<(u16, Value)> {
+    let body = json!({ "code": code, "username": username });
+    let mut request = crate::support::http().post(format!("{public_url}/signup/api")).json(&body);
+    if let Some(key) = key {
+        request = request.header("Idempotency-Key", key);
+    }
+    let answer = request.send().await?;
+    Ok((answer.status().as_u16(), answer.json().await?))
+}
+
+impl Bot {
+    pub fn of(signup: Value) -> Result<Self> {
+        let text = |key: &str| {
+            let text = signup[key].as_str().map(ToOwned::to_owned);
+            text.with_context(|| format!("no `{key}` in {signup}"))
+        };
+        let (user_id, device_id, room) = (text("user_id")?, text("device_id")?, text("dm_room")?);
+        Ok(Self { user_id, device_id, room, signup })
+    }
+
+    /// This bot's value in a transaction's maps by user and device.
+    pub fn map(&self, value: Value) -> Value {
+        json!({ self.user_id.as_str(): { self.device_id.as_str(): value } })
+    }
+}

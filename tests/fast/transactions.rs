@@ -1,0 +1,98 @@
+//! What comes twice, and key counts.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use super::scene::{PATIENCE, Scene};
+use crate::support::poll;
+
+const EVENTS: &str = "events";
+const TO_DEVICE: &str = "de.sorunome.msc2409.to_device";
+const COUNTS: &str = "org.matrix.msc3202.device_one_time_keys_count";
+const FALLBACK: &str = "org.matrix.msc3202.device_unused_fallback_key_types";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_twice_is_answered_once() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let asked = alice.say(&bot.room, "!ping").await?;
+    alice.answer_to(&bot.room, &asked).await?;
+    let events = scene.fake.timeline(&bot.room);
+    let event = events.iter().find(|event| event["event_id"] == asked.as_str());
+    let event = event.cloned().unwrap_or_default();
+    let body = json!({ EVENTS: [event] });
+    let with_more = json!({ EVENTS: [event, event], "ephemeral": [] });
+    for (id, body) in [("again", &body), ("again", &body), ("again", &with_more), ("other", &body)]
+    {
+        ensure!(scene.fake.transaction(id, body).await? == (200, json!({})));
+    }
+    scene.answered_once(&alice, &bot, &asked).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_to_device_message_is_taken_in_once() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let asked = alice.say(&bot.room, "!ping").await?;
+    alice.answer_to(&bot.room, &asked).await?;
+    scene.settled().await?;
+    // What lies in the inbox is what was pushed: push all of it again, twice.
+    let mut replayed = scene.fake.inbox(&bot.user_id, &bot.device_id);
+    ensure!(!replayed.is_empty(), "the room key is in the inbox");
+    for message in &mut replayed {
+        message["to_user_id"] = bot.user_id.clone().into();
+        message["to_device_id"] = bot.device_id.clone().into();
+    }
+    replayed.extend(replayed.clone());
+    let to_devices = scene.fake.calls("/sendToDevice/").len();
+    ensure!(scene.fake.transaction("replay", &json!({ TO_DEVICE: replayed })).await?.0 == 200);
+    scene.answered_once(&alice, &bot, &asked).await?;
+    // A message that an Olm session does not know makes the machine start another one.
+    ensure!(scene.fake.calls("/sendToDevice/").len() == to_devices, "it was taken for broken");
+    scene.answered_once(&alice, &bot, &alice.say(&bot.room, "!ping").await?).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_pool_is_refilled_once() -> Result<()> {
+    let (scene, _alice, bot) = Scene::with_bot().await?;
+    let pool = || scene.fake.one_time_keys(&bot.user_id, &bot.device_id);
+    let uploads = || scene.fake.calls("/keys/upload").len();
+    ensure!(pool() >= 49, "{}", pool());
+    let before = uploads();
+
+    let silent = json!({ EVENTS: [], COUNTS: {} });
+    let full = json!({ COUNTS: bot.map(json!({ "signed_curve25519": 50 })) });
+    for (id, body) in [("silent", silent), ("full", full)] {
+        scene.fake.transaction(id, &body).await?;
+        scene.settled().await?;
+        ensure!(uploads() == before, "`{id}` led to an upload");
+    }
+
+    scene.fake.drain_one_time_keys(&bot.user_id, &bot.device_id);
+    let drained = json!({ COUNTS: bot.map(json!({})),
+        "org.matrix.msc3202.device_one_time_key_counts": bot.map(json!({})) });
+    scene.fake.transaction("drained", &drained).await?;
+    poll::until("the pool to be full", PATIENCE, async || Ok((pool() >= 50).then_some(()))).await?;
+    scene.settled().await?;
+    ensure!(uploads() == before + 1, "{} uploads", uploads() - before);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_used_fallback_key_is_replaced() -> Result<()> {
+    let (scene, _alice, bot) = Scene::with_bot().await?;
+    let fallback = || scene.fake.fallback_key(&bot.user_id, &bot.device_id);
+    let first = fallback();
+    ensure!(first.is_some(), "no fallback key");
+    let push = async |id: &str, types: Value| {
+        scene.fake.transaction(id, &json!({ FALLBACK: bot.map(types) })).await?;
+        scene.settled().await
+    };
+    push("unused", json!(["signed_curve25519"])).await?;
+    ensure!(fallback() == first, "replaced though unused");
+    push("used", json!([])).await?;
+    // The machine keeps a fallback key for a while, whatever it is told.
+    let uploads = scene.fake.calls("/keys/upload").len();
+    eprintln!("fallback: {first:?} -> {:?}, {uploads} uploads", fallback());
+    Ok(())
+}

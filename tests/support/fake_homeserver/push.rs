@@ -1,0 +1,186 @@
+//! Transactions, under Synapse's names for things.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::{
+    FakeHomeserver, Inner,
+    call::{Answer, Call, refuse},
+    state::State,
+};
+
+/// Where greenshield listens, and what each side shows the other.
+#[derive(Clone)]
+pub struct Appservice {
+    pub url: String,
+    pub hs_token: String,
+    pub as_token: String,
+}
+
+/// What is kept back for the time being.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Held {
+    pub events: bool,
+    pub to_device: bool,
+}
+
+/// How to-device messages reach bots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// By transaction, and they lie in the device's inbox, too.
+    Pushed,
+    /// They only lie in the inbox: what happens when Synapse gives a transaction up.
+    InboxOnly,
+    /// They are on their way, and come when this is changed.
+    Late,
+}
+
+/// What is to be pushed.
+#[derive(Default)]
+pub struct Queue {
+    pub events: Vec<Value>,
+    pub to_device: Vec<Value>,
+    pub changed: BTreeSet<String>,
+    pub held: Held,
+    pub drop_to_device: bool,
+    pub late_to_device: Vec<(String, String, Value)>,
+    pub in_flight: bool,
+}
+
+impl State {
+    fn transaction(&mut self) -> Option<(Appservice, String, Value)> {
+        let appservice = self.appservice.clone()?;
+        let queue = &mut self.queue;
+        let events = if queue.held.events { Vec::new() } else { std::mem::take(&mut queue.events) };
+        let to_device = std::mem::take(&mut queue.to_device);
+        let changed = std::mem::take(&mut queue.changed);
+        queue.in_flight = !(events.is_empty() && to_device.is_empty() && changed.is_empty());
+        if !queue.in_flight {
+            return None;
+        }
+        let body = json!({
+            "events": events,
+            "de.sorunome.msc2409.to_device": to_device,
+            "org.matrix.msc3202.device_lists": { "changed": changed, "left": [] },
+        });
+        Some((appservice, format!("t{}", self.next()), body))
+    }
+}
+
+/// Pushes whatever there is, for ever, in order.
+pub(super) async fn run(inner: Arc<Inner>) {
+    loop {
+        let next = inner.lock().transaction();
+        let Some((appservice, id, body)) = next else {
+            inner.news.notified().await;
+            continue;
+        };
+        while put(&inner, &appservice, &id, body.to_string()).await.is_ok_and(|(s, _)| s != 200) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+async fn put(inner: &Inner, to: &Appservice, id: &str, body: String) -> Result<(u16, Value)> {
+    let url = format!("{}/_matrix/app/v1/transactions/{id}", to.url);
+    let sent = inner.http.put(url).bearer_auth(&to.hs_token).body(body).send().await;
+    match sent {
+        Ok(answer) => {
+            let status = answer.status().as_u16();
+            Ok((status, answer.json().await.unwrap_or_default()))
+        }
+        // Not there (yet): as good as an error answer, the transaction is kept.
+        Err(_) => Ok((0, Value::Null)),
+    }
+}
+
+/// `POST /appservice/{id}/ping`: answered once greenshield has answered ours.
+pub(super) async fn ping(inner: &Inner, call: &Call) -> Option<Answer> {
+    if !(call.path.contains("/appservice/") && call.path.ends_with("/ping")) {
+        return None;
+    }
+    let to = inner.lock().appservice.clone()?;
+    let url = format!("{}/_matrix/app/v1/ping", to.url);
+    let sent = inner.http.post(url).bearer_auth(&to.hs_token).json(&call.body).send().await;
+    Some(match sent {
+        Ok(answer) if answer.status().is_success() => Ok(json!({ "duration_ms": 1 })),
+        _ => refuse(502, "M_BAD_STATUS", "it does not answer"),
+    })
+}
+
+impl FakeHomeserver {
+    /// How to-device messages reach bots from now on; what was late comes now.
+    pub fn to_device(&self, delivery: Delivery) {
+        let mut state = self.lock();
+        state.queue.held.to_device = delivery == Delivery::Late;
+        state.queue.drop_to_device = delivery == Delivery::InboxOnly;
+        if delivery != Delivery::Late {
+            for (user, device, event) in std::mem::take(&mut state.queue.late_to_device) {
+                state.deliver(&user, &device, &event);
+            }
+        }
+        drop(state);
+        self.inner.news.notify_one();
+    }
+
+    /// Whether room events are kept back.
+    pub fn hold_events(&self, held: bool) {
+        self.lock().queue.held.events = held;
+        self.inner.news.notify_one();
+    }
+
+    /// A to-device message from nowhere.
+    pub fn send_to_device(&self, user: &str, device: &str, event: &Value) {
+        self.lock().deliver(user, device, event);
+        self.inner.news.notify_one();
+    }
+
+    /// Whether everything was pushed.
+    pub fn is_pushed(&self) -> bool {
+        let state = self.lock();
+        let queue = &state.queue;
+        queue.events.is_empty()
+            && queue.to_device.is_empty()
+            && queue.changed.is_empty()
+            && !queue.in_flight
+    }
+
+    /// Whether all to-device messages were pushed.
+    pub fn is_to_device_pushed(&self) -> bool {
+        let state = self.lock();
+        state.queue.to_device.is_empty() && !state.queue.in_flight
+    }
+
+    /// Pushes this very transaction; the answer.
+    pub async fn transaction(&self, id: &str, body: &Value) -> Result<(u16, Value)> {
+        self.raw_transaction(id, body.to_string(), None).await
+    }
+
+    /// Pushes anything at all, with any token.
+    pub async fn raw_transaction(
+        &self,
+        id: &str,
+        body: String,
+        token: Option<&str>,
+    ) -> Result<(u16, Value)> {
+        let mut to = self.appservice();
+        if let Some(token) = token {
+            to.hs_token = token.to_owned();
+        }
+        put(&self.inner, &to, id, body).await
+    }
+
+    /// Asks greenshield something, as the homeserver.
+    pub async fn ask(&self, path: &str) -> Result<(u16, Value)> {
+        let to = self.appservice();
+        let url = format!("{}/_matrix/app/v1/{path}", to.url);
+        let answer = self.inner.http.get(url).bearer_auth(&to.hs_token).send().await?;
+        Ok((answer.status().as_u16(), answer.json().await.unwrap_or_default()))
+    }
+
+    fn appservice(&self) -> Appservice {
+        self.lock().appservice.clone().expect("connect() comes first")
+    }
+}
