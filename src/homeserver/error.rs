@@ -19,6 +19,9 @@ pub enum HomeserverError {
         status: u16,
         /// Matrix error code, or `M_UNKNOWN` where the body had none.
         errcode: String,
+        /// Whether the body was a Matrix error at all: what stands before a homeserver answers in
+        /// HTML.
+        is_matrix: bool,
         /// Matrix error text.
         error: String,
         /// How long it asked us to wait.
@@ -51,6 +54,7 @@ impl HomeserverError {
         });
         Self::Refused {
             status: status.as_u16(),
+            is_matrix: errcode.is_some(),
             errcode: errcode.unwrap_or_else(|| "M_UNKNOWN".to_owned()),
             error: error.map_or_else(
                 || "no Matrix error in the body".to_owned(),
@@ -62,13 +66,16 @@ impl HomeserverError {
         }
     }
 
-    /// Whether the same call may succeed later: an outage, a rate limit, a broken answer.
+    /// Whether the same call may succeed later: an outage, a rate limit, a broken answer. A refusal
+    /// that is not the homeserver's own says nothing about the call, unless it is about its size.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::Answer(_) => true,
             Self::Request(_) => false,
-            Self::Refused { status, .. } => *status == 408 || *status == 429 || *status >= 500,
+            Self::Refused { status, is_matrix, .. } => {
+                matches!(*status, 408 | 429 | 500..) || (!is_matrix && *status != 413)
+            }
         }
     }
 
@@ -109,15 +116,19 @@ mod tests {
 
     #[test]
     fn outages_and_limits_are_temporary_and_refusals_are_not() {
-        let refused = |status: u16| {
-            HomeserverError::refused(StatusCode::from_u16(status).expect("status"), None, b"{}")
+        let refused = |status: u16, body: &[u8]| {
+            HomeserverError::refused(StatusCode::from_u16(status).expect("status"), None, body)
         };
+        let matrix = br#"{"errcode":"M_FORBIDDEN"}"#;
         for status in [408, 429, 500, 502, 503, 504] {
-            assert!(refused(status).is_temporary(), "{status}");
+            assert!(refused(status, matrix).is_temporary(), "{status}");
         }
         for status in [400, 401, 403, 404, 409, 413] {
-            assert!(!refused(status).is_temporary(), "{status}");
+            assert!(!refused(status, matrix).is_temporary(), "{status}");
         }
+        // A reverse proxy that has lost its homeserver.
+        assert!(refused(404, b"<html>").is_temporary());
+        assert!(!refused(413, b"<html>").is_temporary());
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod calls;
 mod error;
 mod to_device_inbox;
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use reqwest::Client;
@@ -28,7 +28,7 @@ use ruma::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use url::Url;
 
 pub use self::{
@@ -189,6 +189,11 @@ impl Homeserver {
         }
         if !status.is_success() {
             return Err(HomeserverError::refused(status, retry_after, &body));
+        }
+        // Every answer is a JSON object. Some are read no further: a page of a proxy must not pass for
+        // one of those, or a room key would count as sent.
+        if serde_json::from_slice::<BTreeMap<String, &RawValue>>(&body).is_err() {
+            return Err(HomeserverError::Answer("it is not a JSON object".to_owned()));
         }
         http::Response::builder()
             .status(status)
