@@ -66,7 +66,7 @@ pub(super) async fn flow(step: &mut Step<'_>, row: &OpenVerification) -> Result<
         match send::message(step, room, kind, &content, txn_id.as_str().into()).await {
             Err(error) if !matches!(error, StepError::Fail { .. }) => return Err(error),
             Err(error) => {
-                warn!(error = chain(&error), "could not tell that the verification is cancelled")
+                warn!(error = chain(&error), "could not tell that the verification is cancelled");
             }
             Ok(_) => {}
         }
