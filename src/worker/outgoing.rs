@@ -1,6 +1,8 @@
 //! What the machine wants sent: key uploads, key queries and claims, to-device messages, signatures,
 //! and verification messages in rooms.
 
+use std::time::Duration;
+
 use matrix_sdk_crypto::types::requests::{
     AnyOutgoingRequest, KeysQueryRequest, OutgoingVerificationRequest, RoomMessageRequest,
     ToDeviceRequest,
@@ -21,6 +23,18 @@ use crate::telemetry::chain;
 
 /// The machine may want more after each answer; this bounds a step.
 const ROUNDS: usize = 10;
+
+/// How long a message of a verification waits before each further attempt: a human is looking on.
+const VERIFICATION_WAITS: [Duration; 6] = [
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+];
+/// The longest of these waits that a homeserver may ask for.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
 /// Sends until the machine wants nothing more; tells whether it wanted anything. One refused request
 /// does not keep the others back: the first refusal is the step's error, after all were tried.
@@ -158,14 +172,25 @@ pub(super) async fn signatures(
     ))
 }
 
-/// Sends a message of a verification.
+/// Sends a message of a verification. The flow has gone on already and makes this message only once,
+/// so a homeserver that is away for a moment is waited for here.
 pub(super) async fn verification(
     step: &mut Step<'_>,
     message: &OutgoingVerificationRequest,
 ) -> Result<(), StepError> {
-    match message {
-        OutgoingVerificationRequest::ToDevice(message) => to_device(step, message).await,
-        OutgoingVerificationRequest::InRoom(message) => room_message(step, message).await,
+    let mut waits = VERIFICATION_WAITS.into_iter();
+    loop {
+        let sent = match message {
+            OutgoingVerificationRequest::ToDevice(message) => to_device(step, message).await,
+            OutgoingVerificationRequest::InRoom(message) => room_message(step, message).await,
+        };
+        match (sent, waits.next()) {
+            (Err(error), Some(wait)) if error.is_retry() && error.spares_machine() => {
+                warn!(error = chain(&error), "a verification message was not taken; trying again");
+                tokio::time::sleep(error.retry_after().unwrap_or(wait).min(LONGEST_WAIT)).await;
+            }
+            (sent, _) => return sent,
+        }
     }
 }
 
