@@ -9,3 +9,4 @@ mod room_keys;
 mod scene;
 mod signup;
 mod transactions;
+mod verification;

@@ -60,7 +60,7 @@ async fn encryption_that_is_turned_on_later_holds_at_once_and_for_good() -> Resu
         let sql = "SELECT state || COALESCE(' ' || error, '') FROM outbox
             WHERE txn_id = 'respond-' || $1 AND state <> 'queued'";
         let outcome = scene.wait_text("an outcome", sql, &asked).await?;
-        eprintln!("{outcome}");
+        ensure!(outcome.starts_with("failed the room's encryption algorithm"), "{outcome}");
     }
     let said = scene.fake.said_by(&bot.user_id, &room);
     ensure!(said[1..].iter().all(|event| event["type"] == "m.room.encrypted"), "{said:?}");

@@ -20,7 +20,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Scene {
     pub greenshield: Greenshield,
     pub sql: PgPool,
-    pub database: Database,
+    _database: Database,
     pub fake: FakeHomeserver,
 }
 
@@ -40,7 +40,7 @@ impl Scene {
         fake.connect(&greenshield.registration())?;
         greenshield.start().await?;
         let sql = database.pool().await?;
-        Ok(Self { greenshield, sql, database, fake })
+        Ok(Self { greenshield, sql, _database: database, fake })
     }
 
     /// A scene with a person and a bot that know each other already and have nothing left to do.

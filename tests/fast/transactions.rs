@@ -79,20 +79,20 @@ async fn a_drained_pool_is_refilled_once() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_used_fallback_key_is_replaced() -> Result<()> {
+async fn a_fallback_key_is_uploaded_when_there_is_none() -> Result<()> {
     let (scene, _alice, bot) = Scene::with_bot().await?;
     let fallback = || scene.fake.fallback_key(&bot.user_id, &bot.device_id);
-    let first = fallback();
-    ensure!(first.is_some(), "no fallback key");
     let push = async |id: &str, types: Value| {
         scene.fake.transaction(id, &json!({ FALLBACK: bot.map(types) })).await?;
         scene.settled().await
     };
+    push("none", json!([])).await?;
+    let first = fallback();
+    ensure!(first.is_some(), "no fallback key");
     push("unused", json!(["signed_curve25519"])).await?;
     ensure!(fallback() == first, "replaced though unused");
+    // matrix-sdk-crypto 0.18 replaces a used one only when it is a week old.
     push("used", json!([])).await?;
-    // The machine keeps a fallback key for a while, whatever it is told.
-    let uploads = scene.fake.calls("/keys/upload").len();
-    eprintln!("fallback: {first:?} -> {:?}, {uploads} uploads", fallback());
+    ensure!(fallback() == first, "replaced though young");
     Ok(())
 }

@@ -11,6 +11,7 @@ mod person;
 mod push;
 mod rooms;
 mod state;
+mod verifying;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},

@@ -24,7 +24,7 @@ use greenshield::homeserver::{Actor, Homeserver};
 
 const DECRYPTION: DecryptionSettings =
     DecryptionSettings { sender_device_trust_requirement: TrustRequirement::Untrusted };
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+pub(super) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// A message that was decrypted.
 #[derive(Clone, Debug)]
@@ -42,9 +42,9 @@ pub struct Read {
 pub struct Person {
     pub user_id: String,
     pub device_id: String,
-    machine: OlmMachine,
-    actor: Actor,
-    homeserver: Homeserver,
+    pub(super) machine: OlmMachine,
+    pub(super) actor: Actor,
+    pub(super) homeserver: Homeserver,
     fake: FakeHomeserver,
 }
 

@@ -172,6 +172,23 @@ impl FakeHomeserver {
         put(&self.inner, &to, id, body).await
     }
 
+    /// Announces a transaction of so many bytes, and sends none of them; the whole answer.
+    pub async fn announce_transaction(&self, id: &str, bytes: usize) -> Result<String> {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let to = self.appservice();
+        let host = to.url.trim_start_matches("http://");
+        let mut stream = tokio::net::TcpStream::connect(host).await?;
+        let head = format!(
+            "PUT /_matrix/app/v1/transactions/{id} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\
+             Authorization: Bearer {}\r\nContent-Length: {bytes}\r\n\r\n",
+            to.hs_token
+        );
+        stream.write_all(head.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
     /// Asks greenshield something, as the homeserver.
     pub async fn ask(&self, path: &str) -> Result<(u16, Value)> {
         let to = self.appservice();
