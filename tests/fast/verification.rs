@@ -32,7 +32,7 @@ async fn a_verification_outlives_a_homeserver_that_falters() -> Result<()> {
 
     alice.confirm(&sas).await?;
     alice.wait_verified(&bot.user_id).await?;
-    let sql = "SELECT state FROM verifications v JOIN bots USING (bot_id)
+    let sql = "SELECT v.state FROM verifications v JOIN bots USING (bot_id)
         WHERE user_id = $1 AND v.finished_at IS NOT NULL";
     scene.wait_text("the verification's end", sql, &bot.user_id).await?;
     let states: Vec<String> =
