@@ -142,7 +142,8 @@ pub async fn due(
     Ok(sends)
 }
 
-/// When the bot's next queued message becomes due.
+/// When the bot's next queued message becomes due. Only the first of each room counts: those behind it
+/// wait with it.
 ///
 /// # Errors
 ///
@@ -153,7 +154,13 @@ pub async fn next_due(
 ) -> Result<Option<DateTime<Utc>>, StoreError> {
     Ok(sqlx::query_scalar!(
         "-- outbox.next_due
-        SELECT MIN(due_at) FROM outbox WHERE bot_id = $1 AND state = 'queued'",
+        SELECT MIN(due_at)
+        FROM (
+            SELECT DISTINCT ON (room_id) due_at
+            FROM outbox
+            WHERE bot_id = $1 AND state = 'queued'
+            ORDER BY room_id, send_id
+        ) AS first_of_room",
         bot.0,
     )
     .fetch_one(conn)

@@ -24,7 +24,7 @@ pub struct DueBot {
 }
 
 /// Makes a step of each bot due at `due_at`, or earlier if one is due already. A bot whose steps have
-/// been failing keeps a second of distance per failure, however much comes for it.
+/// been failing keeps a second of distance per failure, up to a minute, however much comes for it.
 ///
 /// # Errors
 ///
@@ -48,7 +48,7 @@ pub async fn wake(
         ON CONFLICT (bot_id) DO UPDATE
         SET due_at = LEAST(
                 bot_queue.due_at,
-                EXCLUDED.due_at + bot_queue.failures * INTERVAL '1 second'
+                EXCLUDED.due_at + LEAST(bot_queue.failures, 60) * INTERVAL '1 second'
             ),
             generation = bot_queue.generation + 1",
         &ids,

@@ -40,6 +40,8 @@ pub(super) struct Step<'a> {
     /// Whether a verification was under way when this was last looked at.
     pub verifying: bool,
     machine: Option<BotMachine>,
+    /// What the homeserver did not take of what the machine wanted sent: it is tried again.
+    trouble: Option<StepError>,
 }
 
 impl Step<'_> {
@@ -77,7 +79,7 @@ pub(super) async fn step(
         Err(error) => return Outcome { machine, pinned: verifying, result: Err(error.into()) },
     };
     let actor = Actor { user_id: bot.user_id.clone(), device_id: bot.device_id.clone() };
-    let mut step = Step { context, bot, actor, fence, verifying, machine };
+    let mut step = Step { context, bot, actor, fence, verifying, machine, trouble: None };
     let result = all(&mut step).await;
     if let Err(error) = &result
         && !error.machine_is_whole()
@@ -103,7 +105,10 @@ async fn all(step: &mut Step<'_>) -> Result<Option<DateTime<Utc>>, StepError> {
             break;
         }
     }
-    Ok(next_due(step).await?)
+    match step.trouble.take() {
+        Some(trouble) => Err(trouble),
+        None => Ok(next_due(step).await?),
+    }
 }
 
 /// One round; tells whether there was anything to do.
@@ -136,11 +141,26 @@ async fn round(step: &mut Step<'_>) -> Result<bool, StepError> {
     undecrypted::run(step, events).await?;
     invites::run(step, invited).await?;
     if busy || step.has_machine() {
-        busy |= outgoing::run(step).await?;
+        busy |= send_keys(step).await?;
     }
     verify::run(step).await?;
     busy |= send::run(step).await?;
     Ok(busy)
+}
+
+/// Sends what the machine wants sent. What the homeserver does not take keeps nothing else back: a
+/// message that cannot do without it finds that out by itself.
+async fn send_keys(step: &mut Step<'_>) -> Result<bool, StepError> {
+    if step.trouble.is_some() {
+        return Ok(false);
+    }
+    match outgoing::run(step).await {
+        Err(error) if error.machine_is_whole() => {
+            step.trouble = Some(error);
+            Ok(false)
+        }
+        result => result,
+    }
 }
 
 async fn next_due(step: &mut Step<'_>) -> Result<Option<DateTime<Utc>>, StoreError> {

@@ -185,7 +185,7 @@ pub(super) async fn verification(
             OutgoingVerificationRequest::InRoom(message) => room_message(step, message).await,
         };
         match (sent, waits.next()) {
-            (Err(error), Some(wait)) if error.is_retry() && error.spares_machine() => {
+            (Err(error), Some(wait)) if error.is_retry() && error.machine_is_whole() => {
                 warn!(error = chain(&error), "a verification message was not taken; trying again");
                 tokio::time::sleep(error.retry_after().unwrap_or(wait).min(LONGEST_WAIT)).await;
             }

@@ -8,7 +8,7 @@ use chrono::Duration;
 use ruma::OwnedUserId;
 use tracing::{debug, info, warn};
 
-use super::{Context, StepError, bot_worker::Step};
+use super::{Context, StepError, backoff, bot_worker::Step};
 use crate::{
     homeserver::HomeserverError,
     store::{
@@ -39,12 +39,30 @@ pub(super) async fn sweep(context: &Context, shards: &[i16]) -> Result<(), Store
     Ok(())
 }
 
+/// Takes the entries up, all at once. A homeserver that cannot be asked now is asked again later, and
+/// keeps nothing else back.
+pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), StepError> {
+    let Some(first) = entries.first() else { return Ok(()) };
+    let mut done: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+    let result = fetch(step).await;
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    match result {
+        Err(error) if error.machine_is_whole() => {
+            let due_at = backoff::next_attempt(&error, first.attempts + 1, first.id.0, step.now());
+            warn!(error = chain(&error), "could not ask for lost to-device messages; trying again");
+            inbox::put_off(&mut tx, first.id, due_at).await?;
+            done.remove(0);
+        }
+        result => result?,
+    }
+    inbox::remove(&mut tx, &done).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}
+
 /// Fetches page after page into the inbox; each page is committed before it is deleted at the
 /// homeserver.
-pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), StepError> {
-    if entries.is_empty() {
-        return Ok(());
-    }
+async fn fetch(step: &Step<'_>) -> Result<(), StepError> {
     let mut since: Option<String> = None;
     let mut found = 0;
     for _ in 0..MAX_PAGES {
@@ -74,10 +92,6 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
     } else {
         debug!("nothing was lost");
     }
-    let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    inbox::remove(&mut tx, &ids).await?;
-    tx.commit().await.map_err(StoreError::from)?;
     Ok(())
 }
 
