@@ -59,6 +59,7 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
         store: store.clone(),
         clock: clock.clone(),
         hs_token: registration.hs_token.clone(),
+        refused: Arc::default(),
     });
     let public =
         signup::router(Signup::new(&config, store.clone(), signals.clone(), clock.clone()))

@@ -16,6 +16,8 @@ mod room_facts;
 mod transactions;
 pub mod wire;
 
+use std::sync::{Arc, atomic::AtomicBool};
+
 use axum::{
     Router,
     routing::{get, post, put},
@@ -33,6 +35,8 @@ pub struct AppserviceState {
     pub clock: Clock,
     /// What the homeserver must show.
     pub hs_token: SecretString,
+    /// Whether we refused a transaction since the last one that was taken in.
+    pub refused: Arc<AtomicBool>,
 }
 
 /// The routes of the `appservice` listener.

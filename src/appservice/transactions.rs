@@ -1,9 +1,12 @@
 //! `PUT /_matrix/app/v1/transactions/{txnId}`.
 
+use std::sync::atomic::Ordering;
+
 use axum::{
     Json,
     extract::{Path, State},
 };
+use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -39,11 +42,30 @@ pub(super) async fn put(
         "transaction"
     );
 
-    let mut tx = state.store.begin().await?;
-    if transactions::take_in(&mut tx, &txn_id, &digest, now).await? {
-        fan_out(&mut tx, state.store.sealer(), transaction, now).await?;
-    }
-    tx.commit().await.map_err(StoreError::from)?;
+    let taken = take_in(&state, &txn_id, &digest, transaction, now).await;
+    // What we refuse comes again without its to-device messages: those are asked for afterwards.
+    state.refused.store(taken.is_err(), Ordering::Relaxed);
+    taken?;
     metrics::counter!("greenshield_transactions_total").increment(1);
     Ok(Json(json!({})))
+}
+
+/// One database transaction: all of it, or nothing.
+async fn take_in(
+    state: &AppserviceState,
+    txn_id: &str,
+    digest: &[u8],
+    transaction: Transaction,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let mut tx = state.store.begin().await?;
+    if transactions::take_in(&mut tx, txn_id, digest, now).await? {
+        fan_out(&mut tx, state.store.sealer(), transaction, now).await?;
+    }
+    if state.refused.load(Ordering::Relaxed) {
+        tracing::info!("transactions are taken in again: asking for what was lost meanwhile");
+        transactions::outage_ended(&mut tx, now).await?;
+    }
+    tx.commit().await?;
+    Ok(())
 }

@@ -27,8 +27,20 @@ pub(super) struct Outcome {
     pub machine: Option<BotMachine>,
     /// Whether a verification is running in it, so that it must stay in memory.
     pub pinned: bool,
+    /// Whether it got further than the last one, even if it failed in the end.
+    pub progressed: bool,
     /// When the next step is due; `None` when there is nothing to do.
     pub result: Result<Option<DateTime<Utc>>, StepError>,
+}
+
+impl Outcome {
+    pub(super) const fn new(
+        machine: Option<BotMachine>,
+        pinned: bool,
+        result: Result<Option<DateTime<Utc>>, StepError>,
+    ) -> Self {
+        Self { machine, pinned, progressed: false, result }
+    }
 }
 
 /// What the parts of a step share.
@@ -39,6 +51,8 @@ pub(super) struct Step<'a> {
     pub fence: Fence,
     /// Whether a verification was under way when this was last looked at.
     pub verifying: bool,
+    /// Whether a part of a longer work was done for good.
+    pub progressed: bool,
     machine: Option<BotMachine>,
     /// What the homeserver did not take of what the machine wanted sent: it is tried again.
     trouble: Option<StepError>,
@@ -75,18 +89,19 @@ pub(super) async fn step(
     let machine = kept.map(|kept| kept.machine);
     let bot = match load(context, bot).await {
         Ok(Some(bot)) => bot,
-        Ok(None) => return Outcome { machine: None, pinned: false, result: Ok(None) },
-        Err(error) => return Outcome { machine, pinned: verifying, result: Err(error.into()) },
+        Ok(None) => return Outcome::new(None, false, Ok(None)),
+        Err(error) => return Outcome::new(machine, verifying, Err(error.into())),
     };
     let actor = Actor { user_id: bot.user_id.clone(), device_id: bot.device_id.clone() };
-    let mut step = Step { context, bot, actor, fence, verifying, machine, trouble: None };
+    let mut step =
+        Step { context, bot, actor, fence, verifying, progressed: false, machine, trouble: None };
     let result = all(&mut step).await;
     if let Err(error) = &result
         && !error.machine_is_whole()
     {
         step.machine = None;
     }
-    Outcome { machine: step.machine, pinned: step.verifying, result }
+    Outcome { progressed: step.progressed, ..Outcome::new(step.machine, step.verifying, result) }
 }
 
 /// The bot, unless it is gone or retired.

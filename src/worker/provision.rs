@@ -12,11 +12,12 @@ use tracing::info;
 
 use super::{StepError, bot_worker::Step, outgoing, send};
 use crate::{
+    crypto::SyncChanges,
     homeserver::DirectRoom,
     store::{
         StoreError, bots,
         bots::PublicIdentity,
-        inbox::{self, NewEntry, Work},
+        inbox::{self, KeyCounts, NewEntry, Work},
         outbox,
         outbox::NewSend,
         provisioning,
@@ -141,7 +142,10 @@ async fn identity(step: &mut Step<'_>) -> Result<(), StepError> {
         step.machine().await?.mark_sent(&id, &answer).await?;
     }
     outgoing::signatures(step, upload.signatures).await?;
-    // One-time and fallback keys that did not fit into the first upload.
+    // The machine makes a fallback key when it is told that the homeserver has none.
+    let none = KeyCounts { one_time_keys: None, fallback_keys: Some(Vec::new()) };
+    let changes = SyncChanges { key_counts: Some(none), ..SyncChanges::default() };
+    step.machine().await?.receive(changes).await?;
     outgoing::run(step).await?;
     check(step, &upload.public).await
 }
@@ -260,12 +264,13 @@ async fn finish(step: &mut Step<'_>, signup: &OpenSignup) -> Result<(), StepErro
     Ok(())
 }
 
-async fn record(step: &Step<'_>, signup: &OpenSignup) -> Result<(), StepError> {
+async fn record(step: &mut Step<'_>, signup: &OpenSignup) -> Result<(), StepError> {
     let space = step.context.settings.space.as_ref().map(ToString::to_string);
     let space = space.filter(|space| signup.steps.rooms.contains(space));
     let mut tx = step.context.store.begin_fenced(step.fence).await?;
     let dm_room = signup.dm_room.as_deref();
     provisioning::record(&mut tx, signup.id, &signup.steps, space.as_deref(), dm_room).await?;
     tx.commit().await.map_err(StoreError::from)?;
+    step.progressed = true;
     Ok(())
 }

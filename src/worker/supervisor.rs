@@ -199,10 +199,10 @@ async fn run_step(context: &Context, machines: &Mutex<Machines>, due: DueBot, fe
     let outcome = std::panic::AssertUnwindSafe(step).catch_unwind().await.unwrap_or_else(|_| {
         metrics::counter!("greenshield_step_panics_total").increment(1);
         let panicked = StepError::fail("M_UNKNOWN", "a step panicked: see the log");
-        Outcome { machine: None, pinned: false, result: Err(panicked) }
+        Outcome::new(None, false, Err(panicked))
     });
     metrics::histogram!("greenshield_step_seconds").record(started.elapsed().as_secs_f64());
-    let Outcome { machine, pinned, result } = outcome;
+    let Outcome { machine, pinned, progressed, result } = outcome;
     if let Some(machine) = machine {
         let mut machines = machines.lock().unwrap_or_else(PoisonError::into_inner);
         machines.put(due.bot, Kept { machine, fence, pinned });
@@ -218,7 +218,7 @@ async fn run_step(context: &Context, machines: &Mutex<Machines>, due: DueBot, fe
         Err(error) => {
             let kind = if error.is_retry() { "retry" } else { "fail" };
             metrics::counter!("greenshield_step_errors_total", "kind" => kind).increment(1);
-            let failures = due.failures.saturating_add(1);
+            let failures = if progressed { 1 } else { due.failures.saturating_add(1) };
             let next = backoff::next_attempt(&error, failures, due.bot.0, now);
             let said = chain(&error);
             warn!(error = said, kind, failures, next_attempt_at = %next, "a step failed");

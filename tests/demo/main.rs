@@ -3,6 +3,13 @@
 //! A homeserver, greenshield, and one human with a real client. One `POST` makes a bot; then come the
 //! three tiers, each told when the human's client sees it. The parts are those of the tests.
 
+#![allow(
+    clippy::pedantic,
+    clippy::disallowed_methods,
+    clippy::excessive_nesting,
+    reason = "it shares the scenes and the support of the tests"
+)]
+
 mod telling;
 mod walk;
 

@@ -9,25 +9,6 @@ use crate::support::{
     world::World,
 };
 
-/// A scene for both engines: a module with the two tests, beside the function with its name.
-macro_rules! with_both_engines {
-    ($($scene:ident),* $(,)?) => {
-        $(mod $scene {
-            use crate::support::human::Engine;
-
-            #[tokio::test(flavor = "multi_thread")]
-            async fn rust() -> anyhow::Result<()> {
-                super::$scene(Engine::Rust).await
-            }
-
-            #[tokio::test(flavor = "multi_thread")]
-            async fn js() -> anyhow::Result<()> {
-                super::$scene(Engine::Js).await
-            }
-        })*
-    };
-}
-
 /// A human and the bot that was signed up with the human's code.
 pub struct Scene<'w> {
     pub world: &'w World,

@@ -12,7 +12,11 @@
 //! Everything started here dies with the test process, also when that is killed: `process` and
 //! `scratch` see to it. Nothing waits for time to pass: `poll` waits for a state, with a deadline.
 
-#![allow(dead_code, reason = "the test binary and the demo share this, and neither uses all of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "the test binary and the demo share this, and neither uses all of it"
+)]
 
 pub mod fake_homeserver;
 pub mod greenshield;

@@ -178,7 +178,7 @@ impl State {
     }
 
     /// A sliding sync of nothing but to-device messages. `since` deletes what lies before it.
-    pub fn to_device_sync(&mut self, call: &Call) -> Answer {
+    pub fn sync_to_device(&mut self, call: &Call) -> Answer {
         let wanted = &call.body["extensions"]["to_device"];
         let since = wanted["since"].as_str().and_then(|since| since.parse().ok()).unwrap_or(0_u64);
         let limit = wanted["limit"].as_u64().unwrap_or(100);

@@ -66,7 +66,7 @@ impl State {
             (
                 "POST",
                 ["_matrix", "client", "unstable", "org.matrix.simplified_msc3575", "sync"],
-            ) => self.to_device_sync(call),
+            ) => self.sync_to_device(call),
             (method, ["_matrix", "client", "v3", rest @ ..]) => {
                 if let Some(answer) = self.user_call(call, method, rest) {
                     return answer;

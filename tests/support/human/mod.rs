@@ -192,7 +192,6 @@ pub struct Trust {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-#[expect(clippy::struct_field_names, reason = "the wire's names")]
 pub struct Device {
     pub device_id: String,
     #[serde(default)]
