@@ -26,6 +26,8 @@ pub struct Bot {
     pub display_name: Option<String>,
     /// What it does when the emoji are there.
     pub verification_policy: VerificationPolicy,
+    /// When its to-device inbox was last asked for at the homeserver.
+    pub reconciled_at: Option<DateTime<Utc>>,
 }
 
 /// The private halves of a cross-signing identity, as unpadded base64. Wiped when dropped.
@@ -58,7 +60,7 @@ pub struct PublicIdentity {
 pub async fn load(conn: &mut PgConnection, bot: BotId) -> Result<Option<Bot>, StoreError> {
     let Some(row) = sqlx::query!(
         "-- bots.load
-        SELECT user_id, device_id, state, display_name, verification_policy
+        SELECT user_id, device_id, state, display_name, verification_policy, reconciled_at
         FROM bots
         WHERE bot_id = $1",
         bot.0,
@@ -75,6 +77,7 @@ pub async fn load(conn: &mut PgConnection, bot: BotId) -> Result<Option<Bot>, St
         state: row.state.parse()?,
         display_name: row.display_name,
         verification_policy: row.verification_policy.parse()?,
+        reconciled_at: row.reconciled_at,
     }))
 }
 
@@ -169,6 +172,27 @@ pub async fn keep_identity(
         public.self_signing_key,
         public.user_signing_key,
         sealed,
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Records that the bot's to-device inbox was asked for.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn reconciled(
+    conn: &mut PgConnection,
+    bot: BotId,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- bots.reconciled
+        UPDATE bots SET reconciled_at = $2 WHERE bot_id = $1",
+        bot.0,
         now,
     )
     .execute(conn)

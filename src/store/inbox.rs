@@ -321,19 +321,34 @@ pub async fn unpark_event(
     Ok(bots.into_iter().map(BotId).collect())
 }
 
-/// Whether the bot has a reconcile waiting already.
+/// Asks for a reconcile at `due_at`; one that is asked for already comes at the earlier of the two.
 ///
 /// # Errors
 ///
 /// The database's own.
-pub async fn has_reconcile(conn: &mut PgConnection, bot: BotId) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar!(
-        r#"-- inbox.has_reconcile
-        SELECT EXISTS (SELECT FROM inbox WHERE bot_id = $1 AND kind = 'reconcile') AS "exists!""#,
+pub async fn ask_reconcile(
+    conn: &mut PgConnection,
+    bot: BotId,
+    due_at: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- inbox.ask_reconcile
+        WITH asked AS (
+            UPDATE inbox SET due_at = LEAST(due_at, $2)
+            WHERE bot_id = $1 AND kind = 'reconcile'
+            RETURNING entry_id
+        )
+        INSERT INTO inbox (bot_id, kind, received_at, due_at)
+        SELECT $1, 'reconcile', $3, $2
+        WHERE NOT EXISTS (SELECT FROM asked)",
         bot.0,
+        due_at,
+        now,
     )
-    .fetch_one(conn)
-    .await?)
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Puts an entry off after a failed attempt.

@@ -151,10 +151,14 @@ async fn round(step: &mut Step<'_>) -> Result<bool, StepError> {
         && invited.is_empty()
         && reconciles.is_empty());
     debug!(for_machine = for_machine.len(), events = events.len(), invites = invited.len(), "step");
+    let activity = !(for_machine.is_empty() && events.is_empty());
     receive::run(step, for_machine).await?;
     reconcile::run(step, reconciles).await?;
     undecrypted::run(step, events).await?;
     invites::run(step, invited).await?;
+    if activity {
+        reconcile::after_activity(step).await?;
+    }
     if busy || step.has_machine() {
         busy |= send_keys(step).await?;
     }

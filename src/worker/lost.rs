@@ -16,9 +16,7 @@ use super::{StepError, bot_worker::Step, send, verify};
 use crate::{
     model::VerificationState,
     store::{
-        StoreError, inbox,
-        inbox::{NewEntry, Work},
-        verifications,
+        StoreError, inbox, verifications,
         verifications::{OpenVerification, Progress},
     },
     telemetry::chain,
@@ -35,10 +33,7 @@ pub(super) async fn ask_again(step: &Step<'_>, begun: DateTime<Utc>) -> Result<(
     let now = step.now();
     let wait = ((now - begun) / 2).clamp(LOOK_SOON, LOOK_LATE);
     let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    if !inbox::has_reconcile(&mut tx, step.bot.id).await? {
-        let ask = NewEntry { bot: step.bot.id, work: Work::Reconcile, due_at: now + wait };
-        inbox::add(&mut tx, step.context.store.sealer(), &[ask], now).await?;
-    }
+    inbox::ask_reconcile(&mut tx, step.bot.id, now + wait, now).await?;
     tx.commit().await.map_err(StoreError::from)?;
     Ok(())
 }

@@ -17,7 +17,7 @@ use crate::{
     store::{
         StoreError, bots,
         bots::PublicIdentity,
-        inbox::{self, KeyCounts, NewEntry, Work},
+        inbox::{self, KeyCounts},
         outbox,
         outbox::NewSend,
         provisioning,
@@ -257,8 +257,7 @@ async fn finish(step: &mut Step<'_>, signup: &OpenSignup) -> Result<(), StepErro
     let mut tx = step.context.store.begin_fenced(step.fence).await?;
     provisioning::finish(&mut tx, signup.id, step.bot.id, &signup.steps, now).await?;
     // What came before the homeserver had heard of us lies in the device's inbox only.
-    let reconcile = NewEntry { bot: step.bot.id, work: Work::Reconcile, due_at: now };
-    inbox::add(&mut tx, step.context.store.sealer(), &[reconcile], now).await?;
+    inbox::ask_reconcile(&mut tx, step.bot.id, now, now).await?;
     tx.commit().await.map_err(StoreError::from)?;
     info!(user_id = %step.bot.user_id, "a bot is ready");
     Ok(())

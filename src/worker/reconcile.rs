@@ -1,7 +1,9 @@
 //! Fetching the to-device messages that the homeserver kept and no transaction brought.
 //!
-//! Asked for after an outage, when an event stays undecryptable, at the end of a signup, and by a slow
-//! sweep over all bots. It also empties the device's inbox at the homeserver, which otherwise grows
+//! Asked for after an outage, when an event stays undecryptable, at the end of a signup, by a slow
+//! sweep over all bots, and once after each burst of activity: even a healthy Synapse can skip a message
+//! (its position moves past messages that it has not looked at yet), and one that nothing else tells of,
+//! like a request to verify a device, would be lost for good. It also empties the device's inbox at the homeserver, which otherwise grows
 //! for ever.
 
 use chrono::Duration;
@@ -25,6 +27,21 @@ const EVERY: Duration = Duration::hours(12);
 const SWEEP: i64 = 20;
 /// More pages than this are left for the next time.
 const MAX_PAGES: usize = 50;
+
+/// How long after activity we look whether anything was skipped, and how often at most.
+const AFTER_ACTIVITY: Duration = Duration::seconds(5);
+const AT_MOST_EVERY: Duration = Duration::seconds(20);
+
+/// Something came for the bot: looks, a little later, whether something else was skipped.
+pub(super) async fn after_activity(step: &Step<'_>) -> Result<(), StepError> {
+    let now = step.now();
+    let soon = now + AFTER_ACTIVITY;
+    let due_at = step.bot.reconciled_at.map_or(soon, |last| soon.max(last + AT_MOST_EVERY));
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    inbox::ask_reconcile(&mut tx, step.bot.id, due_at, now).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}
 
 /// Asks for reconciles of bots whose turn it is.
 pub(super) async fn sweep(context: &Context, shards: &[i16]) -> Result<(), StoreError> {
@@ -53,7 +70,12 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
             inbox::put_off(&mut tx, first.id, due_at).await?;
             done.remove(0);
         }
-        result => result?,
+        result => {
+            result?;
+            let now = step.now();
+            bots::reconciled(&mut tx, step.bot.id, now).await?;
+            step.bot.reconciled_at = Some(now);
+        }
     }
     inbox::remove(&mut tx, &done).await?;
     tx.commit().await.map_err(StoreError::from)?;

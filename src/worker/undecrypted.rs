@@ -19,7 +19,7 @@ use crate::{
         StoreError, events,
         events::StoredEvent,
         inbox,
-        inbox::{Entry, NewEntry, Work},
+        inbox::{Entry, Work},
         queue,
     },
 };
@@ -167,11 +167,7 @@ async fn park(
     let mut tx = step.context.store.begin_fenced(step.fence).await?;
     let due_at = now + backoff::next_look(entry.attempts);
     inbox::park(&mut tx, entry.id, &session, &why.reason(), due_at).await?;
-    if !inbox::has_reconcile(&mut tx, step.bot.id).await? {
-        let ask =
-            NewEntry { bot: step.bot.id, work: Work::Reconcile, due_at: now + RECONCILE_AFTER };
-        inbox::add(&mut tx, step.context.store.sealer(), &[ask], now).await?;
-    }
+    inbox::ask_reconcile(&mut tx, step.bot.id, now + RECONCILE_AFTER, now).await?;
     tx.commit().await.map_err(StoreError::from)?;
     Ok(())
 }
