@@ -8,9 +8,11 @@
 //! - [`receive`]: to-device messages, key counts and changed users, in one call.
 //! - [`room`]: decrypting an event, sharing a room key, encrypting a message.
 //! - [`identity`]: the cross-signing identity, made once.
+//! - [`published`]: what the homeserver shows of a bot, held against what it is.
 //! - [`verification`]: SAS flows, as plain states.
 
 mod identity;
+mod published;
 mod receive;
 mod room;
 mod verification;
@@ -23,6 +25,7 @@ use ruma::{OwnedUserId, TransactionId};
 
 pub use self::{
     identity::IdentityUpload,
+    published::{Published, PublishedDevice, PublishedIdentity},
     receive::{Received, SyncChanges},
     room::{Encrypted, RoomSettings, ShareRequests, Undecryptable},
     verification::{Confirmed, Flow, FlowState, VerificationMessage, reason},

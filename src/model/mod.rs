@@ -9,4 +9,7 @@ mod states;
 
 pub use fingerprint::fingerprint;
 pub use ids::{BotId, CodeId, EntryId, EventSeq, SendId, SignupId, VerificationId};
-pub use states::{BotState, Decryption, UnknownWord, VerificationPolicy, VerificationState};
+pub use states::{
+    BotState, Decryption, RepairOutcome, RepairReason, UnknownWord, VerificationPolicy,
+    VerificationState,
+};

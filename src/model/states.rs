@@ -104,3 +104,39 @@ words! {
         Cancelled = "cancelled",
     }
 }
+
+words! {
+    /// Why a bot is repaired.
+    RepairReason {
+        /// An operator wants it looked at: it gets a new device only if it needs one.
+        Asked = "asked",
+        /// An operator wants it to have a new device.
+        NewDevice = "new_device",
+        /// The homeserver holds other one-time keys under the ids of ours.
+        OneTimeKeys = "one_time_keys",
+        /// Its Olm account is missing or damaged.
+        Account = "account",
+    }
+}
+
+impl RepairReason {
+    /// Whether nobody asked for it.
+    #[must_use]
+    pub const fn is_automatic(self) -> bool {
+        matches!(self, Self::OneTimeKeys | Self::Account)
+    }
+}
+
+words! {
+    /// How a repair ended.
+    RepairOutcome {
+        /// Nothing was wrong with its device.
+        Healthy = "healthy",
+        /// Its device was signed by its identity again.
+        Signed = "signed",
+        /// It has a new device.
+        NewDevice = "new_device",
+        /// Nothing was changed.
+        Refused = "refused",
+    }
+}

@@ -4,8 +4,8 @@ use chrono::{DateTime, Duration, Utc};
 use tracing::debug;
 
 use super::{
-    Context, StepError, invites, machines::Kept, outgoing, provision, receive, reconcile, send,
-    undecrypted, verify,
+    Context, StepError, invites, machines::Kept, outgoing, provision, receive, reconcile, repair,
+    send, undecrypted, verify,
 };
 use crate::{
     crypto::BotMachine,
@@ -63,9 +63,14 @@ impl Step<'_> {
     pub(super) async fn machine(&mut self) -> Result<&BotMachine, StepError> {
         let machine = match self.machine.take() {
             Some(machine) => machine,
-            None => BotMachine::open(&self.context.store, self.fence, &self.bot).await?,
+            None => repair::open_machine(self).await?,
         };
         Ok(self.machine.insert(machine))
+    }
+
+    /// The machine's device is given up.
+    pub(super) fn forget_machine(&mut self) {
+        self.machine = None;
     }
 
     pub(super) fn has_machine(&self) -> bool {
@@ -114,6 +119,8 @@ async fn load(context: &Context, bot: BotId) -> Result<Option<Bot>, StoreError> 
 async fn all(step: &mut Step<'_>) -> Result<Option<DateTime<Utc>>, StepError> {
     if step.bot.state == BotState::Provisioning {
         provision::run(step).await?;
+    } else {
+        repair::run(step).await?;
     }
     for _ in 0..ROUNDS {
         if !round(step).await? {

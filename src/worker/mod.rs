@@ -3,9 +3,11 @@
 //! The [`Supervisor`] leases shards and finds bots with work; for each it runs one *step*, which alone
 //! owns that bot's machine while it lasts:
 //!
-//! 1. [`provision`]: if the bot is still being made, the steps of its signup;
+//! 1. [`provision`]: if the bot is still being made, the steps of its signup; [`repair`]: if it has lost
+//!    its device, a new one;
 //! 2. [`receive`]: to-device messages, key counts and changed users, in one call;
-//! 3. [`reconcile`]: if asked, the to-device messages that transactions lost;
+//! 3. [`reconcile`]: if asked, the to-device messages that transactions lost, and a look at what the
+//!    homeserver shows of the bot ([`guard`]);
 //! 4. [`undecrypted`]: room events: decrypted, logged, or parked until their key comes;
 //! 5. [`invites`]: accepted or declined by policy;
 //! 6. [`outgoing`]: whatever the machine wants sent: key uploads, key queries, to-device messages;
@@ -19,6 +21,7 @@
 mod backoff;
 mod bot_worker;
 mod error;
+mod guard;
 mod invites;
 mod lost;
 mod machines;
@@ -26,6 +29,7 @@ mod outgoing;
 mod provision;
 mod receive;
 mod reconcile;
+mod repair;
 mod retention;
 mod send;
 mod supervisor;

@@ -18,7 +18,7 @@ use ruma::{
 };
 use tracing::warn;
 
-use super::{StepError, bot_worker::Step, send};
+use super::{StepError, bot_worker::Step, repair, send};
 use crate::telemetry::chain;
 
 /// The machine may want more after each answer; this bounds a step.
@@ -99,8 +99,11 @@ async fn send_one(
 ) -> Result<(), StepError> {
     match request {
         AnyOutgoingRequest::KeysUpload(request) => {
-            let answer =
-                step.context.homeserver.send((&step.actor).into(), request.clone()).await?;
+            let homeserver = &step.context.homeserver;
+            let answer = match homeserver.send((&step.actor).into(), request.clone()).await {
+                Ok(answer) => answer,
+                Err(error) => return Err(repair::keys_refused(step, error).await),
+            };
             step.machine().await?.mark_sent(id, &answer).await?;
         }
         AnyOutgoingRequest::KeysQuery(request) => query(step, id, request).await.map(|_| ())?,

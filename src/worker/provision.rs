@@ -10,7 +10,7 @@ use ruma::{OwnedUserId, RoomId};
 use serde_json::json;
 use tracing::info;
 
-use super::{StepError, bot_worker::Step, outgoing, send};
+use super::{StepError, bot_worker::Step, guard, outgoing, send};
 use crate::{
     crypto::SyncChanges,
     homeserver::DirectRoom,
@@ -150,22 +150,12 @@ async fn identity(step: &mut Step<'_>) -> Result<(), StepError> {
     check(step, &upload.public).await
 }
 
-/// What the homeserver answers about the bot must be what we published.
-async fn check(step: &mut Step<'_>, ours: &PublicIdentity) -> Result<(), StepError> {
-    let own = [step.bot.user_id.clone()];
-    let answer = outgoing::query_keys(step, &own).await?;
-    let user = &step.bot.user_id;
-    let master = answer.master_keys.get(user).map(|key| key.json().get());
-    let device = answer
-        .device_keys
-        .get(user)
-        .and_then(|devices| devices.get(&step.bot.device_id))
-        .map(|device| device.json().get());
-    let has_identity = master.is_some_and(|json| json.contains(&ours.master_key));
-    let is_signed =
-        device.is_some_and(|json| json.contains(&format!("ed25519:{}", ours.self_signing_key)));
-    if has_identity && is_signed {
-        info!(%user, "the bot's device is published, signed by its identity");
+/// What the homeserver shows of the bot must be what we published.
+async fn check(step: &Step<'_>, ours: &PublicIdentity) -> Result<(), StepError> {
+    let published = guard::published(step, ours).await?;
+    if published.is_complete() {
+        guard::raise(step, &published).await?;
+        info!(user = %step.bot.user_id, "the bot's device is published, signed by its identity");
         return Ok(());
     }
     Err(StepError::retry("the homeserver does not show the bot's signed device yet"))

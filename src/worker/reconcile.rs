@@ -10,7 +10,7 @@ use chrono::Duration;
 use ruma::OwnedUserId;
 use tracing::{debug, info, warn};
 
-use super::{Context, StepError, backoff, bot_worker::Step};
+use super::{Context, StepError, backoff, bot_worker::Step, guard};
 use crate::{
     homeserver::HomeserverError,
     store::{
@@ -114,7 +114,7 @@ async fn fetch(step: &Step<'_>) -> Result<(), StepError> {
     } else {
         debug!("nothing was lost");
     }
-    Ok(())
+    guard::run(step).await
 }
 
 /// Writes those that are new into the inbox, and tells how many they were.

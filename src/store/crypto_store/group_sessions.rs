@@ -37,6 +37,21 @@ pub(super) fn open_all(store: &PgCryptoStore, rows: &[Row]) -> Result<Vec<Inboun
     rows.iter().map(|row| row.open(store)).collect()
 }
 
+/// Those room keys that do not open: room and session.
+pub(super) async fn damaged(store: &PgCryptoStore) -> Result<Vec<(String, String)>> {
+    let rows = sqlx::query_as!(
+        Row,
+        "-- crypto_store.group_sessions.damaged
+        SELECT room_id, session_id, backed_up, sealed_session FROM crypto_inbound_group_sessions
+        WHERE bot_id = $1",
+        store.bot.0,
+    )
+    .fetch_all(store.pool())
+    .await?;
+    let damaged = rows.into_iter().filter(|row| row.open(store).is_err());
+    Ok(damaged.map(|row| (row.room_id, row.session_id)).collect())
+}
+
 /// One room key.
 pub(super) async fn load(
     store: &PgCryptoStore,

@@ -25,6 +25,7 @@
 mod account;
 mod backup;
 mod changes;
+mod device;
 mod devices;
 mod error;
 mod group_sessions;
@@ -49,6 +50,7 @@ use sqlx::{PgPool, Postgres, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 
 pub use self::{
+    device::{AccountState, forget_device},
     error::{PgCryptoStoreError, lease_lost},
     sessions::prune_olm_hashes,
     users::bots_tracking,

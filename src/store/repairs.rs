@@ -1,0 +1,228 @@
+//! `repairs`: wishes to mend a bot's device, and what came of them.
+//!
+//! A wish is a row; a step of the bot takes it up ([`open`]), gives the old device up in one commit
+//! ([`switch`]), and says how it ended. The new device's id is minted with the wish: however often the
+//! work is broken off, it makes that one device.
+
+use chrono::{DateTime, Duration, Utc};
+use ruma::{OwnedDeviceId, UserId};
+use sqlx::PgConnection;
+
+use super::{Signal, StoreError, crypto_store, queue};
+use crate::model::{BotId, RepairOutcome, RepairReason};
+
+/// Nothing is repaired by itself again within this time: what breaks so soon wants a human.
+const REST: Duration = Duration::hours(1);
+
+/// A repair that has not ended.
+#[derive(Clone, Debug)]
+pub struct OpenRepair {
+    /// Why.
+    pub reason: RepairReason,
+    /// The device id that it gets if it needs one.
+    pub new_device_id: OwnedDeviceId,
+    /// Whether the old device was given up already.
+    pub switched: bool,
+}
+
+/// The last repair of a bot.
+#[derive(Clone, Debug)]
+pub struct Repair {
+    /// Why.
+    pub reason: RepairReason,
+    /// When it was asked for.
+    pub asked_at: DateTime<Utc>,
+    /// When it ended.
+    pub finished_at: Option<DateTime<Utc>>,
+    /// How it ended.
+    pub outcome: Option<RepairOutcome>,
+    /// Why it was refused, or what its last attempt failed with.
+    pub error: Option<String>,
+    /// The device that it had before, if that was given up.
+    pub old_device_id: Option<String>,
+}
+
+/// Asks for a repair, and wakes the bot. One that is under way already is left to go on; one that
+/// nobody asked for is not begun within an hour of the last. Tells whether a repair is under way now.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn ask(
+    conn: &mut PgConnection,
+    bot: BotId,
+    reason: RepairReason,
+    new_device_id: &str,
+    now: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    let rested_since = if reason.is_automatic() { now - REST } else { now };
+    let under_way = sqlx::query_scalar!(
+        r#"-- repairs.ask
+        WITH asked AS (
+            INSERT INTO repairs AS r (bot_id, reason, new_device_id, asked_at)
+            VALUES ($1, $2, $3, $4)
+            ON CONFLICT (bot_id) DO UPDATE
+            SET reason = EXCLUDED.reason, new_device_id = EXCLUDED.new_device_id,
+                old_device_id = NULL, asked_at = EXCLUDED.asked_at, switched_at = NULL,
+                finished_at = NULL, outcome = NULL, error = NULL
+            WHERE r.finished_at <= $5
+            RETURNING bot_id
+        )
+        SELECT EXISTS (SELECT FROM asked) OR EXISTS (
+            SELECT FROM repairs WHERE bot_id = $1 AND finished_at IS NULL
+        ) AS "under_way!""#,
+        bot.0,
+        reason.as_str(),
+        new_device_id,
+        now,
+        rested_since,
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    if under_way {
+        queue::wake(conn, &[bot], now).await?;
+    }
+    Ok(under_way)
+}
+
+/// The repair of this bot that has not ended.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn open(conn: &mut PgConnection, bot: BotId) -> Result<Option<OpenRepair>, StoreError> {
+    let row = sqlx::query!(
+        r#"-- repairs.open
+        SELECT reason, new_device_id, switched_at IS NOT NULL AS "switched!"
+        FROM repairs
+        WHERE bot_id = $1 AND finished_at IS NULL"#,
+        bot.0,
+    )
+    .fetch_optional(conn)
+    .await?;
+    row.map(|row| {
+        Ok(OpenRepair {
+            reason: row.reason.parse()?,
+            new_device_id: row.new_device_id.into(),
+            switched: row.switched,
+        })
+    })
+    .transpose()
+}
+
+/// The last repair of this bot, ended or not.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn last(conn: &mut PgConnection, bot: BotId) -> Result<Option<Repair>, StoreError> {
+    let row = sqlx::query!(
+        "-- repairs.last
+        SELECT reason, asked_at, finished_at, outcome, error, old_device_id
+        FROM repairs
+        WHERE bot_id = $1",
+        bot.0,
+    )
+    .fetch_optional(conn)
+    .await?;
+    row.map(|row| {
+        Ok(Repair {
+            reason: row.reason.parse()?,
+            asked_at: row.asked_at,
+            finished_at: row.finished_at,
+            outcome: row.outcome.map(|outcome| outcome.parse()).transpose()?,
+            error: row.error,
+            old_device_id: row.old_device_id,
+        })
+    })
+    .transpose()
+}
+
+/// Gives the old device up: the bot has the new id, and nothing of the old account is left but the room
+/// keys that it had. To be called under the fence, in a transaction.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn switch(
+    conn: &mut PgConnection,
+    bot: BotId,
+    user_id: &UserId,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- repairs.switch
+        UPDATE repairs r SET old_device_id = b.device_id, switched_at = $2, error = NULL
+        FROM bots b
+        WHERE r.bot_id = $1 AND b.bot_id = r.bot_id AND r.finished_at IS NULL",
+        bot.0,
+        now,
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "-- repairs.new_device_id
+        UPDATE bots b SET device_id = r.new_device_id
+        FROM repairs r
+        WHERE b.bot_id = $1 AND r.bot_id = b.bot_id AND r.finished_at IS NULL",
+        bot.0,
+    )
+    .execute(&mut *conn)
+    .await?;
+    // Both are of the old device: nobody can read the messages any more, and the counts would mislead.
+    sqlx::query!(
+        "-- repairs.clear_inbox
+        DELETE FROM inbox WHERE bot_id = $1 AND kind IN ('to_device', 'key_counts')",
+        bot.0,
+    )
+    .execute(&mut *conn)
+    .await?;
+    crypto_store::forget_device(conn, bot, user_id).await
+}
+
+/// Notes what an attempt failed with; the repair stays open.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn note_failure(
+    conn: &mut PgConnection,
+    bot: BotId,
+    error: &str,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- repairs.note_failure
+        UPDATE repairs SET error = $2 WHERE bot_id = $1 AND finished_at IS NULL",
+        bot.0,
+        error,
+    )
+    .execute(&mut *conn)
+    .await?;
+    Signal::Progress.notify(conn).await
+}
+
+/// Notes how a repair ended; `error` is why it was refused.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn finish(
+    conn: &mut PgConnection,
+    bot: BotId,
+    outcome: RepairOutcome,
+    error: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- repairs.finish
+        UPDATE repairs SET outcome = $2, error = $3, finished_at = $4
+        WHERE bot_id = $1 AND finished_at IS NULL",
+        bot.0,
+        outcome.as_str(),
+        error,
+        now,
+    )
+    .execute(&mut *conn)
+    .await?;
+    Signal::Progress.notify(conn).await
+}

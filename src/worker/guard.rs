@@ -1,0 +1,125 @@
+//! Watching what the homeserver shows of our own bots: an identity that is not ours, or a device that
+//! our identity has not signed, is somebody else speaking in a bot's name.
+//!
+//! Asked once in a while, with a reconcile. What is found is logged, counted, and stays in
+//! `bots.last_error` until a later look finds it gone.
+
+use chrono::Duration;
+use ruma::api::client::keys::get_keys;
+use tracing::{error, warn};
+
+use super::{StepError, bot_worker::Step};
+use crate::{
+    crypto::{Published, PublishedDevice, PublishedIdentity},
+    homeserver::As,
+    store::{StoreError, bots, bots::PublicIdentity},
+    telemetry::chain,
+};
+
+/// How often the homeserver is asked, at most: reconciles may come more often.
+const EVERY: Duration = Duration::hours(6);
+
+/// Asks what the homeserver shows of the bot. Needs neither its machine nor its device.
+pub(super) async fn published(
+    step: &Step<'_>,
+    ours: &PublicIdentity,
+) -> Result<Published, StepError> {
+    let user = &step.bot.user_id;
+    let mut request = get_keys::v3::Request::new();
+    request.device_keys.insert(user.clone(), Vec::new());
+    let answer = step.context.homeserver.send(As::User(user), request).await?;
+    Ok(Published::read(&answer, user, &step.bot.device_id, ours))
+}
+
+/// Looks, if it is time. A homeserver that does not answer is no reason to fail: the next look comes.
+pub(super) async fn run(step: &Step<'_>) -> Result<(), StepError> {
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let now = step.now();
+    let due = bots::claim_identity_check(&mut tx, step.bot.id, now - EVERY, now).await?;
+    let ours = bots::identity(&mut tx, step.bot.id).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    let Some(ours) = ours.filter(|_| due) else { return Ok(()) };
+    match published(step, &ours).await {
+        Ok(published) => raise(step, &published).await,
+        Err(StepError::LeaseLost) => Err(StepError::LeaseLost),
+        Err(error) => {
+            warn!(error = chain(&error), "could not look at what the homeserver shows of the bot");
+            Ok(())
+        }
+    }
+}
+
+/// Makes known what is wrong, and that nothing is any more.
+pub(super) async fn raise(step: &Step<'_>, published: &Published) -> Result<(), StepError> {
+    let alarm = alarm(published);
+    if published.identity == PublishedIdentity::Other {
+        metrics::counter!("greenshield_identity_mismatch").increment(1);
+    }
+    if !published.foreign_devices.is_empty() {
+        metrics::counter!("greenshield_foreign_devices")
+            .increment(published.foreign_devices.len() as u64);
+    }
+    if let Some(alarm) = &alarm {
+        error!(user_id = %step.bot.user_id, alarm, "the homeserver does not show the bot as it is");
+    }
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    bots::note_alarm(&mut tx, step.bot.id, alarm.as_deref(), step.now()).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}
+
+/// What is wrong, in words.
+fn alarm(published: &Published) -> Option<String> {
+    let mut wrong = Vec::new();
+    match published.identity {
+        PublishedIdentity::Ours => {}
+        PublishedIdentity::Missing => {
+            wrong.push("the homeserver shows no cross-signing identity of this bot".to_owned());
+        }
+        PublishedIdentity::Other => wrong.push(
+            "the homeserver shows another cross-signing identity for this bot than ours: somebody \
+             may be speaking in its name"
+                .to_owned(),
+        ),
+    }
+    if !published.foreign_devices.is_empty() {
+        wrong.push(format!(
+            "the bot has devices that its identity has not signed ({}): remove them at the homeserver",
+            published.foreign_devices.join(", ")
+        ));
+    }
+    match published.device {
+        PublishedDevice::Signed { .. } => {}
+        PublishedDevice::Missing => wrong.push(
+            "the homeserver does not show the bot's device: run `greenshield bots repair`"
+                .to_owned(),
+        ),
+        PublishedDevice::Unsigned { .. } => wrong.push(
+            "the bot's device is not signed by its identity: run `greenshield bots repair`"
+                .to_owned(),
+        ),
+    }
+    (!wrong.is_empty()).then(|| wrong.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_wrong_is_told() {
+        let whole = Published {
+            identity: PublishedIdentity::Ours,
+            device: PublishedDevice::Signed { curve25519: None },
+            foreign_devices: Vec::new(),
+        };
+        assert_eq!(alarm(&whole), None);
+
+        let foreign = Published { foreign_devices: vec!["ALIEN".to_owned()], ..whole.clone() };
+        let text = alarm(&foreign).expect("an alarm");
+        assert!(text.contains("ALIEN") && !text.contains("another"), "{text}");
+
+        let replaced = Published { identity: PublishedIdentity::Other, ..whole };
+        assert!(alarm(&replaced).expect("an alarm").contains("another cross-signing identity"));
+    }
+}
