@@ -3,9 +3,11 @@
 //! Each command has a file. What a command has to say goes to standard output, as text or with
 //! `--json` as one object; log lines and errors go to standard error, errors with their cause.
 
+mod bots;
 mod codes;
 mod doctor;
 mod error;
+mod keys;
 mod migrate;
 mod output;
 mod registration;
@@ -29,6 +31,7 @@ Examples:
   greenshield doctor                          tells what is still wrong, and what to change
   greenshield serve
   greenshield codes mint --inviter @alice:example.org --expires 7d
+  greenshield bots repair @bot_helper:example.org
 
 Exit codes:
   0 done   1 something else failed   2 wrong arguments   3 configuration or registration
@@ -61,6 +64,12 @@ enum Command {
     /// Codes by which owners sign bots up.
     #[command(subcommand)]
     Codes(codes::Command),
+    /// The bots: how they are, and how to mend one.
+    #[command(subcommand)]
+    Bots(bots::Command),
+    /// The key that seals the database.
+    #[command(subcommand)]
+    Keys(keys::Command),
 }
 
 /// Runs the command that the process was started with.
@@ -93,6 +102,8 @@ async fn run(arguments: Arguments) -> Result<(), CliError> {
             doctor::run(&path, &arguments).await
         }
         Command::Codes(command) => codes::run(&configured(&path)?, command).await,
+        Command::Bots(command) => bots::run(&configured(&path)?, command).await,
+        Command::Keys(command) => keys::run(&configured(&path)?, command).await,
     }
 }
 

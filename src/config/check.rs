@@ -87,16 +87,21 @@ fn database(file: File<'_>, raw: raw::Database) -> Result<Database, ConfigError>
 
 fn sealing_key(file: File<'_>, raw: raw::Sealing) -> Result<SecretBox<[u8; 32]>, ConfigError> {
     let text = file.secret("sealing.key", raw.key, raw.key_file)?;
-    let bytes = STANDARD.decode(text.expose_secret()).map(Zeroizing::new).ok();
-    let key: Option<[u8; 32]> = bytes.and_then(|b| b.as_slice().try_into().ok());
-    let key = key.ok_or_else(|| {
+    wrapping_key(text.expose_secret()).ok_or_else(|| {
         file.invalid(
             "sealing.key",
             "is not the base64 of 32 bytes",
             "make one with `openssl rand -base64 32`",
         )
-    })?;
-    Ok(SecretBox::new(Box::new(key)))
+    })
+}
+
+/// A sealing key as it is written: the base64 of 32 bytes, white space around it apart.
+#[must_use]
+pub fn wrapping_key(text: &str) -> Option<SecretBox<[u8; 32]>> {
+    let bytes = STANDARD.decode(text.trim()).map(Zeroizing::new).ok()?;
+    let key: [u8; 32] = bytes.as_slice().try_into().ok()?;
+    Some(SecretBox::new(Box::new(key)))
 }
 
 fn bots(file: File<'_>, raw: raw::Bots) -> Result<Bots, ConfigError> {

@@ -22,7 +22,7 @@ use secrecy::{SecretBox, SecretString};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-pub use self::error::ConfigError;
+pub use self::{check::wrapping_key, error::ConfigError};
 use crate::model::VerificationPolicy;
 
 /// Everything that an operator decides.

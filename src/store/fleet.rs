@@ -165,10 +165,7 @@ pub async fn send_errors(
 /// # Errors
 ///
 /// The database's own.
-pub async fn is_served(
-    conn: &mut PgConnection,
-    since: DateTime<Utc>,
-) -> Result<bool, StoreError> {
+pub async fn is_served(conn: &mut PgConnection, since: DateTime<Utc>) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"-- fleet.is_served
         SELECT EXISTS (SELECT FROM processes WHERE seen_at > $1) AS "served!""#,

@@ -97,6 +97,44 @@ pub async fn open_and_migrate(
     Ok(Store::new(pool, sealer))
 }
 
+/// Wraps the data key by `new` instead of `old`, in one transaction. Whoever has the data key goes on
+/// with it; whoever opens the store from now on needs `new`.
+///
+/// # Errors
+///
+/// [`OpenError`]; [`OpenError::Key`] if `old` is not the key in use, and then nothing is changed.
+pub async fn rotate(
+    url: &str,
+    old: &WrappingKey,
+    new: &WrappingKey,
+    now: DateTime<Utc>,
+) -> Result<(), OpenError> {
+    let pool = connect(url, 1).await?;
+    let mut tx = pool.begin().await.map_err(OpenError::Unreachable)?;
+    refuse_newer(&mut tx).await?;
+    // Of two that rotate at once, the second finds the first one's key, and is refused.
+    sqlx::query!(
+        "-- open.hold_key
+        SELECT singleton FROM sealing_key FOR UPDATE"
+    )
+    .fetch_optional(&mut *tx)
+    .await
+    .map_err(StoreError::from)?;
+    let wrapped = wrapped_key(&mut tx).await?.ok_or(OpenError::NoKey)?;
+    let rewrapped = Sealer::unwrap(old, &wrapped)?.wrap(new)?;
+    sqlx::query!(
+        "-- open.rotate
+        UPDATE sealing_key SET wrapped = $1, rewrapped_at = $2",
+        rewrapped,
+        now,
+    )
+    .execute(&mut *tx)
+    .await
+    .map_err(StoreError::from)?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}
+
 async fn connect(url: &str, max_connections: u32) -> Result<PgPool, OpenError> {
     let options = PgConnectOptions::from_str(url).map_err(OpenError::Url)?;
     let options = options.application_name("greenshield");
@@ -185,6 +223,34 @@ mod tests {
 
         let wrong = open_and_migrate(&url, 2, &key(2), now()).await;
         assert!(matches!(wrong, Err(OpenError::Key(SealError::WrongKey))));
+    }
+
+    #[tokio::test]
+    async fn a_new_key_takes_the_old_ones_place_while_others_go_on() {
+        let database = testing::empty_database().await;
+        let url = database.url();
+        let running = open_and_migrate(&url, 2, &key(1), now()).await.expect("opens");
+        let before = running.sealer().seal("t", None, b"before").expect("seals");
+
+        let wrong = rotate(&url, &key(3), &key(2), now()).await;
+        assert!(matches!(wrong, Err(OpenError::Key(SealError::WrongKey))));
+        open(&url, 2, &key(1)).await.expect("nothing was changed");
+        rotate(&url, &key(1), &key(2), now()).await.expect("rotates");
+
+        let after = running.sealer().seal("t", None, b"after").expect("goes on");
+        let restarted = open(&url, 2, &key(2)).await.expect("opens with the new key");
+        for (sealed, clear) in [(before, &b"before"[..]), (after, b"after")] {
+            let opened = restarted.sealer().open("t", None, &sealed).expect("opens");
+            assert_eq!(&opened[..], clear);
+        }
+        assert_eq!(restarted.sealer().hash("t", b"k"), running.sealer().hash("t", b"k"));
+        for old in [
+            open(&url, 2, &key(1)).await.map(drop),
+            open_and_migrate(&url, 2, &key(1), now()).await.map(drop),
+            rotate(&url, &key(1), &key(3), now()).await,
+        ] {
+            assert!(matches!(old, Err(OpenError::Key(SealError::WrongKey))));
+        }
     }
 
     #[tokio::test]

@@ -342,7 +342,8 @@ mod tests {
             error: error.to_owned(),
             retry_after: None,
         };
-        let conflict = "One time key signed_curve25519:AAAAAQ already exists. Old key: {}; new key: {}";
+        let conflict =
+            "One time key signed_curve25519:AAAAAQ already exists. Old key: {}; new key: {}";
         assert!(is_key_conflict(&refused(400, conflict)));
         assert!(!is_key_conflict(&refused(500, conflict)));
         assert!(!is_key_conflict(&refused(400, "no such device")));
