@@ -226,3 +226,97 @@ pub async fn finish(
     .await?;
     Signal::Progress.notify(conn).await
 }
+
+#[cfg(test)]
+mod tests {
+    use ruma::user_id;
+
+    use super::*;
+    use crate::store::testing::{self, TestDatabase};
+
+    fn at(minutes: i64) -> DateTime<Utc> {
+        DateTime::UNIX_EPOCH + Duration::minutes(minutes)
+    }
+
+    async fn ask_at(
+        database: &TestDatabase,
+        bot: BotId,
+        reason: RepairReason,
+        device: &str,
+        minutes: i64,
+    ) -> bool {
+        let mut conn = database.store.connection().await.expect("connects");
+        ask(&mut conn, bot, reason, device, at(minutes)).await.expect("asks")
+    }
+
+    #[tokio::test]
+    async fn a_wish_is_kept_until_it_ends_and_an_automatic_one_rests_after_it() {
+        let database = testing::database().await;
+        let bot = database.bot("@bot_a:x", "OLD").await;
+        let mut conn = database.store.connection().await.expect("connects");
+        assert!(ask_at(&database, bot, RepairReason::OneTimeKeys, "NEW", 0).await);
+        assert!(ask_at(&database, bot, RepairReason::Asked, "OTHER", 1).await);
+        let wish = open(&mut conn, bot).await.expect("loads").expect("a wish");
+        assert_eq!((wish.reason, wish.new_device_id.as_str()), (RepairReason::OneTimeKeys, "NEW"));
+        assert_eq!(database.text("SELECT COUNT(*)::TEXT FROM bot_queue").await, "1");
+
+        finish(&mut conn, bot, RepairOutcome::NewDevice, None, at(2)).await.expect("ends");
+        assert!(open(&mut conn, bot).await.expect("loads").is_none());
+        assert!(!ask_at(&database, bot, RepairReason::Account, "NEWER", 61).await);
+        assert!(ask_at(&database, bot, RepairReason::Asked, "NEWER", 61).await);
+        finish(&mut conn, bot, RepairOutcome::Refused, Some("no"), at(61)).await.expect("ends");
+        assert!(ask_at(&database, bot, RepairReason::Account, "NEWEST", 121).await);
+        let last = last(&mut conn, bot).await.expect("loads").expect("a repair");
+        assert!(last.outcome.is_none() && last.error.is_none(), "{last:?}");
+    }
+
+    #[tokio::test]
+    async fn a_switch_clears_the_old_device_and_keeps_room_keys_and_other_bots() {
+        let database = testing::database().await;
+        let bot = database.bot("@bot_a:x", "OLD").await;
+        let other = database.bot("@bot_b:x", "OTHER").await;
+        for bot in [bot, other] {
+            database
+                .execute(&format!(
+                    "INSERT INTO crypto_accounts VALUES ({bot}, 'k', '', NOW());
+                    INSERT INTO crypto_values VALUES ({bot}, 'private_identity', '');
+                    INSERT INTO crypto_olm_sessions VALUES ({bot}, 'k', 's', '');
+                    INSERT INTO crypto_outbound_group_sessions VALUES ({bot}, '!r', '');
+                    INSERT INTO crypto_inbound_group_sessions
+                        VALUES ({bot}, '!r', 's', 'k', 1, FALSE, NULL, '');
+                    INSERT INTO crypto_devices VALUES ({bot}, '@bot_a:x', 'OLD', ''),
+                        ({bot}, '@alice:x', 'HERS', '');
+                    INSERT INTO crypto_tracked_users VALUES ({bot}, '@alice:x', FALSE);
+                    INSERT INTO inbox (bot_id, kind, received_at, due_at) VALUES
+                        ({bot}, 'to_device', NOW(), NOW()), ({bot}, 'key_counts', NOW(), NOW()),
+                        ({bot}, 'reconcile', NOW(), NOW())"
+                ))
+                .await;
+        }
+        assert!(ask_at(&database, bot, RepairReason::Asked, "NEW", 0).await);
+        let mut conn = database.store.connection().await.expect("connects");
+        switch(&mut conn, bot, user_id!("@bot_a:x"), at(1)).await.expect("switches");
+
+        let left = |bot: BotId| {
+            format!(
+                "SELECT CONCAT_WS(' ', (SELECT device_id FROM bots WHERE bot_id = {bot}),
+                    (SELECT COUNT(*) FROM crypto_accounts WHERE bot_id = {bot}),
+                    (SELECT COUNT(*) FROM crypto_values WHERE bot_id = {bot}),
+                    (SELECT COUNT(*) FROM crypto_olm_sessions WHERE bot_id = {bot}),
+                    (SELECT COUNT(*) FROM crypto_outbound_group_sessions WHERE bot_id = {bot}),
+                    (SELECT COUNT(*) FROM crypto_inbound_group_sessions WHERE bot_id = {bot}),
+                    (SELECT STRING_AGG(device_id, ',' ORDER BY device_id) FROM crypto_devices
+                        WHERE bot_id = {bot}),
+                    (SELECT dirty FROM crypto_tracked_users WHERE bot_id = {bot}),
+                    (SELECT STRING_AGG(kind, ',' ORDER BY kind) FROM inbox WHERE bot_id = {bot}))"
+            )
+        };
+        assert_eq!(database.text(&left(bot)).await, "NEW 0 0 0 0 1 HERS t reconcile");
+        let untouched = "OTHER 1 1 1 1 1 HERS,OLD f key_counts,reconcile,to_device";
+        assert_eq!(database.text(&left(other)).await, untouched);
+        let wish = open(&mut conn, bot).await.expect("loads").expect("a wish");
+        assert!(wish.switched);
+        let last = last(&mut conn, bot).await.expect("loads").expect("a repair");
+        assert_eq!(last.old_device_id.as_deref(), Some("OLD"));
+    }
+}
