@@ -120,10 +120,10 @@ async fn list(store: &Store, json: bool) -> Result<(), CliError> {
         );
         if bot.failures > 0 {
             let next = time(bot.next_attempt_at);
-            line += &format!("  {} failures, next attempt {next}", bot.failures);
+            line.extend([format!("  {} failures, next attempt {next}", bot.failures)]);
         }
         if let Some(error) = &bot.last_error {
-            line += &format!("  error: {error}");
+            line.extend(["  error: ", error]);
         }
         output::line(&line);
     }

@@ -341,6 +341,7 @@ mod tests {
             errcode: "M_UNKNOWN".to_owned(),
             error: error.to_owned(),
             retry_after: None,
+            is_matrix: true,
         };
         let conflict =
             "One time key signed_curve25519:AAAAAQ already exists. Old key: {}; new key: {}";
