@@ -42,8 +42,8 @@ pub struct Repair {
     pub old_device_id: Option<String>,
 }
 
-/// Asks for a repair, and wakes the bot. One that is under way already is left to go on; one that
-/// nobody asked for is not begun within an hour of the last. Tells whether a repair is under way now.
+/// Asks for a repair, and wakes the bot. One that is under way already is left to go on (one that was
+/// only to look takes the new reason over, and keeps its device id); one that nobody asked for is not begun within an hour of the last. Tells whether a repair is under way now.
 ///
 /// # Errors
 ///
@@ -62,10 +62,14 @@ pub async fn ask(
             INSERT INTO repairs AS r (bot_id, reason, new_device_id, asked_at)
             VALUES ($1, $2, $3, $4)
             ON CONFLICT (bot_id) DO UPDATE
-            SET reason = EXCLUDED.reason, new_device_id = EXCLUDED.new_device_id,
+            SET reason = EXCLUDED.reason,
+                new_device_id = CASE
+                    WHEN r.finished_at IS NULL THEN r.new_device_id ELSE EXCLUDED.new_device_id
+                END,
                 old_device_id = NULL, asked_at = EXCLUDED.asked_at, switched_at = NULL,
                 finished_at = NULL, outcome = NULL, error = NULL
             WHERE r.finished_at <= $5
+                OR (r.finished_at IS NULL AND r.switched_at IS NULL AND r.reason = 'asked')
             RETURNING bot_id
         )
         SELECT EXISTS (SELECT FROM asked) OR EXISTS (
@@ -139,7 +143,7 @@ pub async fn last(conn: &mut PgConnection, bot: BotId) -> Result<Option<Repair>,
 }
 
 /// Gives the old device up: the bot has the new id, and nothing of the old account is left but the room
-/// keys that it had. To be called under the fence, in a transaction.
+/// keys that it had. Returns the new id. To be called under the fence, in a transaction.
 ///
 /// # Errors
 ///
@@ -149,7 +153,7 @@ pub async fn switch(
     bot: BotId,
     user_id: &UserId,
     now: DateTime<Utc>,
-) -> Result<(), StoreError> {
+) -> Result<OwnedDeviceId, StoreError> {
     sqlx::query!(
         "-- repairs.switch
         UPDATE repairs r SET old_device_id = b.device_id, switched_at = $2, error = NULL
@@ -160,14 +164,15 @@ pub async fn switch(
     )
     .execute(&mut *conn)
     .await?;
-    sqlx::query!(
+    let new_device_id = sqlx::query_scalar!(
         "-- repairs.new_device_id
         UPDATE bots b SET device_id = r.new_device_id
         FROM repairs r
-        WHERE b.bot_id = $1 AND r.bot_id = b.bot_id AND r.finished_at IS NULL",
+        WHERE b.bot_id = $1 AND r.bot_id = b.bot_id AND r.finished_at IS NULL
+        RETURNING b.device_id",
         bot.0,
     )
-    .execute(&mut *conn)
+    .fetch_one(&mut *conn)
     .await?;
     // Both are of the old device: nobody can read the messages any more, and the counts would mislead.
     sqlx::query!(
@@ -177,7 +182,8 @@ pub async fn switch(
     )
     .execute(&mut *conn)
     .await?;
-    crypto_store::forget_device(conn, bot, user_id).await
+    crypto_store::forget_device(conn, bot, user_id).await?;
+    Ok(new_device_id.into())
 }
 
 /// Notes what an attempt failed with; the repair stays open.
@@ -260,6 +266,16 @@ mod tests {
         assert_eq!((wish.reason, wish.new_device_id.as_str()), (RepairReason::OneTimeKeys, "NEW"));
         assert_eq!(database.text("SELECT COUNT(*)::TEXT FROM bot_queue").await, "1");
 
+        // What was only to look takes a graver reason over, and keeps its device id.
+        let other = database.bot("@bot_b:x", "OLD").await;
+        assert!(ask_at(&database, other, RepairReason::Asked, "FIRST", 0).await);
+        assert!(ask_at(&database, other, RepairReason::OneTimeKeys, "SECOND", 1).await);
+        let wish = open(&mut conn, other).await.expect("loads").expect("a wish");
+        assert_eq!(
+            (wish.reason, wish.new_device_id.as_str()),
+            (RepairReason::OneTimeKeys, "FIRST")
+        );
+
         finish(&mut conn, bot, RepairOutcome::NewDevice, None, at(2)).await.expect("ends");
         assert!(open(&mut conn, bot).await.expect("loads").is_none());
         assert!(!ask_at(&database, bot, RepairReason::Account, "NEWER", 61).await);
@@ -295,7 +311,8 @@ mod tests {
         }
         assert!(ask_at(&database, bot, RepairReason::Asked, "NEW", 0).await);
         let mut conn = database.store.connection().await.expect("connects");
-        switch(&mut conn, bot, user_id!("@bot_a:x"), at(1)).await.expect("switches");
+        let new = switch(&mut conn, bot, user_id!("@bot_a:x"), at(1)).await.expect("switches");
+        assert_eq!(new, "NEW");
 
         let left = |bot: BotId| {
             format!(

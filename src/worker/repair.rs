@@ -171,7 +171,7 @@ async fn climb(step: &mut Step<'_>, repair: &OpenRepair) -> Result<RepairOutcome
             }
             Rung::NewDevice(why) => {
                 warn!(user_id = %step.bot.user_id, why, "the bot gets a new device");
-                switch(step, repair).await?;
+                switch(step).await?;
             }
         }
     }
@@ -252,7 +252,7 @@ fn crypto_store(step: &Step<'_>) -> PgCryptoStore {
 }
 
 /// Gives the old device up, after what could be saved of it was saved.
-async fn switch(step: &mut Step<'_>, repair: &OpenRepair) -> Result<(), StepError> {
+async fn switch(step: &mut Step<'_>) -> Result<(), StepError> {
     if let Err(error) = salvage(step).await {
         if matches!(error, StepError::LeaseLost) {
             return Err(error);
@@ -265,10 +265,10 @@ async fn switch(step: &mut Step<'_>, repair: &OpenRepair) -> Result<(), StepErro
         warn!(dropped, "dropped room keys that do not open");
     }
     let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    repairs::switch(&mut tx, step.bot.id, &step.bot.user_id, step.now()).await?;
+    let new = repairs::switch(&mut tx, step.bot.id, &step.bot.user_id, step.now()).await?;
     tx.commit().await.map_err(StoreError::from)?;
-    step.bot.device_id.clone_from(&repair.new_device_id);
-    step.actor.device_id.clone_from(&repair.new_device_id);
+    step.bot.device_id.clone_from(&new);
+    step.actor.device_id = new;
     Ok(())
 }
 

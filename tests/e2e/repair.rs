@@ -33,9 +33,11 @@ async fn a_device_deleted_at_the_homeserver_is_replaced(engine: Engine) -> Resul
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_account_is_noticed_and_a_new_device_made() -> Result<()> {
     let mut world = World::start().await?;
-    for damage in
-        ["DELETE FROM crypto_accounts", "UPDATE crypto_accounts SET sealed_account = '\\x00'"]
-    {
+    for damage in [
+        "DELETE FROM crypto_accounts",
+        "UPDATE crypto_accounts SET sealed_account = '\\x00'",
+        CRASHED,
+    ] {
         let scene = Scene::open(&world, Engine::Rust).await?;
         unmarked(&scene.ping().await?)?;
         scene.verify(Via::Room(&scene.room)).await?;
@@ -57,6 +59,22 @@ async fn a_lost_account_is_noticed_and_a_new_device_made() -> Result<()> {
     }
     Ok(())
 }
+
+/// A repair that a crash broke off right after the old device was given up.
+const CRASHED: &str = "WITH wish AS (
+        INSERT INTO repairs
+            (bot_id, reason, new_device_id, old_device_id, asked_at, switched_at)
+        SELECT bot_id, 'account', 'RESUMED', device_id, NOW(), NOW()
+        FROM bots WHERE state = 'active'
+    ), switched AS (
+        UPDATE bots SET device_id = 'RESUMED' WHERE state = 'active'
+    ),
+    a AS (DELETE FROM crypto_values),
+    b AS (DELETE FROM crypto_olm_sessions),
+    c AS (DELETE FROM crypto_outbound_group_sessions),
+    d AS (DELETE FROM crypto_devices WHERE user_id LIKE '@bot%'),
+    e AS (DELETE FROM crypto_identities WHERE user_id LIKE '@bot%')
+    DELETE FROM crypto_accounts";
 
 /// As after restoring an older backup: the account counts on from where it was, and the homeserver
 /// holds other keys under those ids.
