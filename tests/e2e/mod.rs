@@ -23,6 +23,7 @@ mod harness;
 #[macro_use]
 mod scene;
 mod direct_rooms;
+mod keys;
 mod repair;
 mod restart;
 mod rooms;
