@@ -94,7 +94,7 @@ fn is_direct(invite: &StoredEvent) -> bool {
 }
 
 /// Notes the bot's own join without waiting for the transaction that tells it.
-async fn joined(step: &Step<'_>, room: &RoomId) -> Result<(), StepError> {
+pub(super) async fn joined(step: &Step<'_>, room: &RoomId) -> Result<(), StepError> {
     let fact =
         Fact::Member { user_id: step.bot.user_id.to_string(), membership: "join".to_owned() };
     let mut tx = step.context.store.begin_fenced(step.fence).await?;

@@ -6,11 +6,11 @@
 //! signature already in them; and only then is anybody invited. There is never an unsigned device to
 //! be seen, and never a second identity.
 
-use ruma::{OwnedUserId, RoomId};
+use ruma::OwnedUserId;
 use serde_json::json;
 use tracing::info;
 
-use super::{StepError, bot_worker::Step, guard, outgoing, send};
+use super::{StepError, bot_worker::Step, guard, invites, outgoing, send};
 use crate::{
     crypto::SyncChanges,
     homeserver::DirectRoom,
@@ -22,8 +22,6 @@ use crate::{
         outbox::NewSend,
         provisioning,
         provisioning::{OpenSignup, Steps},
-        rooms,
-        rooms::Fact,
     },
 };
 
@@ -176,19 +174,10 @@ async fn join_rooms(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(), 
                 other => other,
             }
         })?;
-        note_join(step, room).await?;
+        invites::joined(step, room).await?;
         signup.steps.rooms.push(room.to_string());
         record(step, signup).await?;
     }
-    Ok(())
-}
-
-async fn note_join(step: &Step<'_>, room: &RoomId) -> Result<(), StepError> {
-    let user_id = step.bot.user_id.to_string();
-    let fact = Fact::Member { user_id, membership: "join".to_owned() };
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    rooms::apply(&mut tx, &[(room.to_string(), fact)], step.now()).await?;
-    tx.commit().await.map_err(StoreError::from)?;
     Ok(())
 }
 
@@ -205,7 +194,7 @@ async fn direct_room(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(),
         homeserver.create_direct_room(&step.actor, room).await?
     };
     homeserver.mark_direct(&step.actor, &room, &human).await?;
-    note_join(step, &room).await?;
+    invites::joined(step, &room).await?;
     signup.dm_room = Some(room.to_string());
     signup.steps.dm = true;
     record(step, signup).await

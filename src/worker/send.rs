@@ -5,7 +5,7 @@
 //! visibility and all its members; from then on events keep the rows up to date. Whoever may read (the
 //! joined, and the invited unless history is for joined members only) gets the room key first.
 
-use ruma::{OwnedUserId, RoomId, TransactionId, api::client::to_device::send_event_to_device};
+use ruma::{OwnedUserId, RoomId, TransactionId};
 use serde_json::Value;
 use tracing::{debug, warn};
 
@@ -202,13 +202,7 @@ async fn share_key(
             devices +=
                 request.messages.values().map(std::collections::BTreeMap::len).sum::<usize>();
         }
-        let message = send_event_to_device::v3::Request::new_raw(
-            request.event_type.clone(),
-            request.txn_id.clone(),
-            request.messages.clone(),
-        );
-        let answer = step.context.homeserver.send((&step.actor).into(), message).await?;
-        step.machine().await?.mark_sent(&request.txn_id, &answer).await?;
+        outgoing::to_device(step, &request).await?;
     }
     Ok(devices)
 }
