@@ -1,6 +1,6 @@
 //! The composition root: puts the parts together, starts them, and stops them in order.
 //!
-//! Three listeners, the supervisor, the responder and the ear for notifications run until the process
+//! Three listeners, the supervisor, the committer and the ear for notifications run until the process
 //! is told to stop (SIGTERM or ctrl-c). Then listeners take nothing new, running steps end, and the
 //! leases are let go. If any part ends by itself, the others are stopped too and the process fails: a
 //! half-alive greenshield helps nobody.
@@ -20,13 +20,13 @@ use crate::{
     homeserver::Homeserver,
     openapi,
     operator::{self, Operator, Readiness},
-    registration::Registration,
-    responder::Responder,
+    registration::{self, Registration},
+    responder,
     signup::{self, Signup},
-    store::{Signals, Store, leases::Process, transactions},
+    store::{Committer, Signals, Store, leases::Process, transactions},
     telemetry::{Metrics, chain},
     web::{self, kit, kit::Bounds},
-    worker::{Context, Settings, Supervisor},
+    worker::{Context, InFlight, Pace, Settings, Supervisor},
 };
 
 /// How long a transaction may take: the homeserver gives up after a minute.
@@ -49,14 +49,19 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
 
     let listeners = Listeners::open(&config).await?;
     let process = announce(&config, &store, &clock).await?;
+    let (committer, commits) = Committer::new(store.clone(), signals.clone(), clock.clone());
     let context = Context {
         store: store.clone(),
         homeserver: homeserver.clone(),
         clock: clock.clone(),
-        settings: Arc::new(settings(&config)),
+        committer,
+        in_flight: Arc::new(InFlight::default()),
+        pace: Arc::new(Pace::default()),
+        settings: Arc::new(settings(&config)?),
     };
     let appservice = appservice::router(AppserviceState {
         store: store.clone(),
+        signals: signals.clone(),
         clock: clock.clone(),
         hs_token: registration.hs_token.clone(),
         refused: Arc::default(),
@@ -84,11 +89,8 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
     parts.listener("operator", listeners.operator, operator, bounds("operator"));
     parts.task("notifications", signals.clone().listen(store.pool().clone(), stop.clone()));
     parts.task("metrics", metrics.upkeep(stop.clone()));
-    parts.task("supervisor", Supervisor::new(context, signals.clone(), process).run(stop.clone()));
-    if config.bots.responder {
-        let responder = Responder::new(store.clone(), signals, clock);
-        parts.task("responder", responder.run(stop.clone()));
-    }
+    parts.task("commits", commits);
+    parts.task("supervisor", Supervisor::new(context, signals, process).run(stop.clone()));
     let id = registration.id.clone();
     parts.helper(greet(homeserver, id, readiness, stop.clone()));
     parts.helper(stop_on_signal(stop));
@@ -101,18 +103,21 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
     parts.wait().await
 }
 
-fn settings(config: &Config) -> Settings {
-    Settings {
+fn settings(config: &Config) -> anyhow::Result<Settings> {
+    let server_name = &config.homeserver.server_name;
+    Ok(Settings {
         concurrency: config.workers.concurrency,
-        machine_cache: config.workers.machine_cache,
+        machine_cache: config.workers.machine_cache_mib * 1024 * 1024,
         lease: config.workers.lease,
-        server_name: config.homeserver.server_name.clone(),
+        server_name: server_name.clone(),
         invite_policy: config.bots.invite_policy,
         invite_allow: config.bots.invite_allow.clone(),
         space: config.signup.space.clone(),
         rooms: config.signup.rooms.clone(),
-        responder: config.bots.responder,
-    }
+        respond: config.bots.responder.then_some(responder::answer),
+        namespace: registration::bots(&config.bots.localpart_prefix, server_name.as_str())
+            .context("`bots.localpart_prefix`")?,
+    })
 }
 
 /// Takes our place among the processes. If we are the only one, nobody took transactions in before us:

@@ -261,6 +261,15 @@ impl Registration {
     }
 }
 
+/// Whether a user id is that of a bot of ours: what the namespace that we write covers.
+///
+/// # Errors
+///
+/// Only if the pattern is too large to compile.
+pub fn bots(prefix: &str, server_name: &str) -> Result<Regex, regex::Error> {
+    Regex::new(&namespace_of(prefix, server_name))
+}
+
 /// The pattern of all bots' ids.
 fn namespace_of(prefix: &str, server_name: &str) -> String {
     format!("^@{}[a-z0-9._=/+-]+:{}$", regex::escape(prefix), regex::escape(server_name))

@@ -3,7 +3,7 @@
 //!
 //! - a to-device message goes to the bot whose device it names, once ([`to_device`]);
 //! - key counts go to their bot if they give it anything to do;
-//! - a changed user goes to every bot that tracks that user's devices;
+//! - a changed user is noted for whoever has use for that user's devices ([`device_lists`]);
 //! - a room event goes to every bot that was joined when it was sent, state events only become room
 //!   facts ([`room_facts`]), and a bot's invitation goes to that bot.
 
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     model::{BotId, EventSeq},
     store::{
-        Connection, Sealer, StoreError, bots, crypto_store, events,
+        Connection, Sealer, StoreError, bots, device_lists, events,
         events::NewEvent,
         inbox,
         inbox::{KeyCounts, NewEntry, Work},
@@ -50,7 +50,7 @@ pub(super) async fn fan_out(
     }
     let mut entries = Vec::new();
     route_to_device(conn, to_device, key_counts, &mut entries, now).await?;
-    route_device_lists(conn, &changed_users, &mut entries, now).await?;
+    device_lists::changed(conn, &changed_users).await?;
     route_events(conn, sealer, events, &mut entries, now).await?;
 
     inbox::add(conn, sealer, &entries, now).await?;
@@ -116,24 +116,6 @@ async fn route_to_device(
 fn gives_work(counts: &KeyCounts) -> bool {
     counts.one_time_keys.is_some_and(|left| left < FULL_POOL)
         || counts.fallback_keys.as_ref().is_some_and(Vec::is_empty)
-}
-
-async fn route_device_lists(
-    conn: &mut Connection,
-    changed_users: &[String],
-    entries: &mut Vec<NewEntry>,
-    now: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    let mut by_bot: BTreeMap<BotId, Vec<String>> = BTreeMap::new();
-    for (user, bot) in crypto_store::bots_tracking(conn, changed_users).await? {
-        by_bot.entry(bot).or_default().push(user);
-    }
-    entries.extend(by_bot.into_iter().map(|(bot, users)| NewEntry {
-        bot,
-        work: Work::DeviceLists(users),
-        due_at: now,
-    }));
-    Ok(())
 }
 
 /// Room events: facts, invitations, and work for the bots in the room at that point of its history.

@@ -24,13 +24,18 @@ use axum::{
 };
 use secrecy::SecretString;
 
-use crate::{clock::Clock, store::Store};
+use crate::{
+    clock::Clock,
+    store::{Signals, Store},
+};
 
 /// What the endpoints need.
 #[derive(Clone)]
 pub struct AppserviceState {
     /// The database.
     pub store: Store,
+    /// Who is told of work inside this process.
+    pub signals: Signals,
     /// The time.
     pub clock: Clock,
     /// What the homeserver must show.

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{AppserviceState, auth::FromHomeserver, fan_out::fan_out, wire::Transaction};
 use crate::{
-    store::{StoreError, transactions},
+    store::{Signal, StoreError, transactions},
     web::{ApiError, MatrixBytes},
 };
 
@@ -66,6 +66,8 @@ async fn take_in(
         tracing::info!("transactions are taken in again: asking for what was lost meanwhile");
         transactions::outage_ended(&mut tx, now).await?;
     }
+    state.signals.announce(&[Signal::Work], &mut tx).await?;
     tx.commit().await?;
+    state.signals.give(Signal::Work);
     Ok(())
 }

@@ -178,11 +178,11 @@ fn workers(file: File<'_>, raw: &raw::Workers) -> Result<Workers, ConfigError> {
     )?;
     Ok(Workers {
         concurrency: file.at_least("workers.concurrency", raw.concurrency, 1, "work needs one")?,
-        machine_cache: file.at_least(
-            "workers.machine_cache",
-            raw.machine_cache,
-            raw.concurrency.max(1),
-            "each bot at work (`workers.concurrency`) has its machine in memory",
+        machine_cache_mib: file.at_least(
+            "workers.machine_cache_mib",
+            raw.machine_cache_mib,
+            1,
+            "a machine that is opened anew for every message costs more than it saves",
         )?,
         lease: Duration::from_secs(lease),
     })

@@ -162,8 +162,8 @@ pub struct Limits {
 pub struct Workers {
     /// How many bots are worked at once.
     pub concurrency: usize,
-    /// How many bots' cryptographic machines stay in memory.
-    pub machine_cache: usize,
+    /// How much memory the machines that stay open may take together, in MiB.
+    pub machine_cache_mib: usize,
     /// How long a process keeps its bots after it was last heard of.
     pub lease: Duration,
 }

@@ -88,7 +88,11 @@ section!(Limits {
     signup_attempts_per_minute: u32 = 10,
 });
 
-section!(Workers { concurrency: usize = 16, machine_cache: usize = 512, lease_seconds: u64 = 15 });
+section!(Workers {
+    concurrency: usize = 64,
+    machine_cache_mib: usize = 64,
+    lease_seconds: u64 = 15,
+});
 
 section!(Log {
     format: LogFormat = LogFormat::Text,

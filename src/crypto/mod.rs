@@ -33,12 +33,15 @@ pub use self::{
 use crate::store::{
     Fence, Store,
     bots::Bot,
-    crypto_store::{self, PgCryptoStore},
+    crypto_store::{self, CryptoRows, PgCryptoStore},
 };
 
 /// Bots read what anybody writes; whom to trust is for their owners to say, with what we tell them.
 pub(crate) const DECRYPTION: DecryptionSettings =
     DecryptionSettings { sender_device_trust_requirement: TrustRequirement::Untrusted };
+
+/// About how much memory an `OlmMachine` takes, as measured.
+const MACHINE_BYTES: usize = 64 * 1024;
 
 /// Why cryptography failed. None of these carries key material or message text.
 #[derive(Debug, thiserror::Error)]
@@ -79,22 +82,35 @@ impl CryptoError {
 /// One bot's machine.
 pub struct BotMachine {
     machine: OlmMachine,
+    store: PgCryptoStore,
 }
 
 impl BotMachine {
-    /// Opens a bot's machine from the database, making its Olm account if it has none. What it writes,
-    /// it writes under `fence`.
+    /// Opens a bot's machine from the database, making its Olm account if it has none. What it saves is
+    /// gathered, and belongs to `fence`.
     ///
     /// # Errors
     ///
     /// If the store fails, or what it holds is of another device.
     pub async fn open(store: &Store, fence: Fence, bot: &Bot) -> Result<Self, CryptoError> {
-        let crypto_store = PgCryptoStore::new(store.clone(), bot.id, fence);
+        let store = PgCryptoStore::new(store.clone(), bot.id, fence).gathering();
         let machine =
-            OlmMachine::with_store(&bot.user_id, &bot.device_id, crypto_store, None).await?;
+            OlmMachine::with_store(&bot.user_id, &bot.device_id, store.clone(), None).await?;
         // A bot has one device: there is nobody of its own to ask for a key.
         machine.set_room_key_requests_enabled(false);
-        Ok(Self { machine })
+        Ok(Self { machine, store })
+    }
+
+    /// What the machine saved since this was last asked: to be committed before anything that follows
+    /// from it leaves the process.
+    pub async fn take_gathered(&self) -> CryptoRows {
+        self.store.take_gathered().await
+    }
+
+    /// About how much memory the machine takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        MACHINE_BYTES + self.store.bytes()
     }
 
     /// What is to be sent, in order. Each is to be answered with [`BotMachine::mark_sent`].

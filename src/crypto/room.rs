@@ -10,7 +10,7 @@ use ruma::{
     serde::Raw,
 };
 use serde_json::Value;
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use super::{BotMachine, CryptoError, DECRYPTION};
 
@@ -161,6 +161,12 @@ impl BotMachine {
         let session_id =
             content.get("session_id").and_then(Value::as_str).unwrap_or_default().to_owned();
         Ok(Encrypted { content, session_id })
+    }
+
+    /// Whether the room's current key is shared, not given up, and good for one more message.
+    #[must_use]
+    pub fn may_encrypt(&self, room: &RoomId, now: SystemTime) -> bool {
+        self.store.may_encrypt(room, now)
     }
 
     /// Makes the next message of the room start a new key.

@@ -36,10 +36,6 @@ id!(
     EventSeq
 );
 id!(
-    /// A message to be sent: row of `outbox`.
-    SendId
-);
-id!(
     /// A signup code: row of `signup_codes`.
     CodeId
 );

@@ -4,11 +4,13 @@
 //! integer or string id crosses a function boundary.
 
 mod fingerprint;
+mod heard;
 mod ids;
 mod states;
 
 pub use fingerprint::fingerprint;
-pub use ids::{BotId, CodeId, EntryId, EventSeq, SendId, SignupId, VerificationId};
+pub use heard::{Heard, Respond};
+pub use ids::{BotId, CodeId, EntryId, EventSeq, SignupId, VerificationId};
 pub use states::{
     BotState, Decryption, RepairOutcome, RepairReason, UnknownWord, VerificationPolicy,
     VerificationState,

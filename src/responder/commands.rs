@@ -1,9 +1,8 @@
 //! Which messages are commands, and what is answered. No side effects.
 
-use ruma::{DeviceId, UserId};
 use serde_json::{Value, json};
 
-use crate::model;
+use crate::model::{self, Heard};
 
 /// What a bot can be asked without a program of its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,19 +13,6 @@ pub enum Command {
     WhoAmI,
     /// `!help`
     Help,
-}
-
-/// The bot that is asked.
-#[derive(Clone, Copy, Debug)]
-pub struct Answerer<'a> {
-    /// Its user.
-    pub user_id: &'a UserId,
-    /// Its device.
-    pub device_id: &'a DeviceId,
-    /// Its public name.
-    pub display_name: Option<&'a str>,
-    /// Its public master key.
-    pub master_key: Option<&'a str>,
 }
 
 const HELP: &str = "I answer by myself:
@@ -45,10 +31,12 @@ impl Command {
         }
     }
 
-    /// The command in a clear event, if it is one and meant for `bot`: nothing but the command, or the
-    /// command with one bot's id, public name or mention after it, or before it as Element writes it.
+    /// The command in a message, if it is one and meant for the bot that hears it: nothing but the
+    /// command, or the command with one bot's id, public name or mention after it, or before it as
+    /// Element writes it.
     #[must_use]
-    pub fn of(event: &Value, bot: Answerer<'_>) -> Option<Self> {
+    pub fn of(heard: &Heard<'_>) -> Option<Self> {
+        let event = heard.event;
         if event["type"] != "m.room.message" || event["content"]["msgtype"] != "m.text" {
             return None;
         }
@@ -68,12 +56,12 @@ impl Command {
             _ => return None,
         };
         let addressed = addressed.trim().trim_end_matches([':', ',']);
-        is_addressed(content, addressed, bot).then_some(command)
+        is_addressed(content, addressed, heard).then_some(command)
     }
 
-    /// What `bot` answers.
+    /// What the bot that was asked answers.
     #[must_use]
-    pub fn text(self, bot: Answerer<'_>) -> String {
+    pub fn text(self, bot: &Heard<'_>) -> String {
         match self {
             Self::Ping => "pong".to_owned(),
             Self::WhoAmI => {
@@ -86,7 +74,7 @@ impl Command {
     }
 }
 
-fn is_addressed(content: &Value, addressed: &str, bot: Answerer<'_>) -> bool {
+fn is_addressed(content: &Value, addressed: &str, bot: &Heard<'_>) -> bool {
     if addressed == bot.user_id.as_str() {
         return true;
     }
@@ -98,12 +86,12 @@ fn is_addressed(content: &Value, addressed: &str, bot: Answerer<'_>) -> bool {
     }
 }
 
-/// The content that answers `event` with `body`: a notice, so that no bot takes it for a question, in
-/// reply to the event and in its thread.
+/// The content that answers a message with `body`: a notice, so that no bot takes it for a question, in
+/// reply to the message and in its thread.
 #[must_use]
-pub fn reply(event: &Value, event_id: &str, sender: &str, body: &str) -> Value {
-    let mut relation = json!({"m.in_reply_to": {"event_id": event_id}});
-    let theirs = &event["content"]["m.relates_to"];
+pub fn reply(heard: &Heard<'_>, body: &str) -> Value {
+    let mut relation = json!({"m.in_reply_to": {"event_id": heard.event_id}});
+    let theirs = &heard.event["content"]["m.relates_to"];
     if let (Some("m.thread"), Some(root)) =
         (theirs["rel_type"].as_str(), theirs["event_id"].as_str())
     {
@@ -115,7 +103,7 @@ pub fn reply(event: &Value, event_id: &str, sender: &str, body: &str) -> Value {
         "msgtype": "m.notice",
         "body": body,
         "m.relates_to": relation,
-        "m.mentions": {"user_ids": [sender]},
+        "m.mentions": {"user_ids": [heard.sender]},
     })
 }
 
@@ -125,12 +113,16 @@ mod tests {
 
     use super::*;
 
-    fn bot() -> Answerer<'static> {
-        Answerer {
+    fn heard(event: &Value) -> Heard<'_> {
+        Heard {
             user_id: user_id!("@bot_a:example.org"),
             device_id: device_id!("GSA"),
             display_name: Some("Alpha Bot"),
             master_key: Some("abcdefgh"),
+            event,
+            event_id: "$e",
+            sender: "@alice:example.org",
+            age_ms: 0,
         }
     }
 
@@ -155,7 +147,7 @@ mod tests {
             ("!PING", None),
             ("", None),
         ] {
-            assert_eq!(Command::of(&message(body), bot()), expected, "{body}");
+            assert_eq!(Command::of(&heard(&message(body))), expected, "{body}");
         }
     }
 
@@ -163,9 +155,9 @@ mod tests {
     fn mentioned_ids_decide_over_names() {
         let mut event = message("Alpha Bot: !ping");
         event["content"]["m.mentions"] = json!({"user_ids": ["@bot_b:example.org"]});
-        assert_eq!(Command::of(&event, bot()), None);
+        assert_eq!(Command::of(&heard(&event)), None);
         event["content"]["m.mentions"] = json!({"user_ids": ["@bot_a:example.org"]});
-        assert_eq!(Command::of(&event, bot()), Some(Command::Ping));
+        assert_eq!(Command::of(&heard(&event)), Some(Command::Ping));
     }
 
     #[test]
@@ -177,14 +169,14 @@ mod tests {
         let mut topic = message("!ping");
         topic["type"] = "m.room.topic".into();
         for event in [notice, edit, topic, json!({}), json!([]), json!({"content": 1})] {
-            assert_eq!(Command::of(&event, bot()), None, "{event}");
+            assert_eq!(Command::of(&heard(&event)), None, "{event}");
         }
     }
 
     #[test]
     fn an_answer_is_a_notice_in_reply_and_stays_in_the_thread() {
         let mut event = message("!ping");
-        let content = reply(&event, "$e", "@alice:example.org", "pong");
+        let content = reply(&heard(&event), "pong");
         let expected = json!({
             "msgtype": "m.notice",
             "body": "pong",
@@ -194,7 +186,7 @@ mod tests {
         assert_eq!(content, expected);
 
         event["content"]["m.relates_to"] = json!({"rel_type": "m.thread", "event_id": "$root"});
-        let content = reply(&event, "$e", "@alice:example.org", "pong");
+        let content = reply(&heard(&event), "pong");
         assert_eq!(content["m.relates_to"]["event_id"], "$root");
         assert_eq!(content["m.relates_to"]["rel_type"], "m.thread");
         assert_eq!(content["m.relates_to"]["m.in_reply_to"]["event_id"], "$e");
@@ -202,7 +194,7 @@ mod tests {
 
     #[test]
     fn who_am_i_tells_what_to_compare() {
-        let text = Command::WhoAmI.text(bot());
+        let text = Command::WhoAmI.text(&heard(&json!({})));
         assert_eq!(text, "I am @bot_a:example.org\nDevice: GSA\nFingerprint: abcd efgh");
     }
 }

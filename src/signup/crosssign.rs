@@ -53,7 +53,7 @@ impl Signup {
         let signup = signups::by_bot(&mut conn, bot).await?;
         if let Some(unsigned) = signup.filter(|signup| !is_signed(signup)) {
             signups::resume(&mut conn, unsigned.id).await?;
-            queue::wake(&mut conn, &[bot], self.clock.now()).await?;
+            queue::wake_everywhere(&mut conn, &[bot], self.clock.now()).await?;
             drop(conn);
             if let Outcome::Failed(_, error) = self.wait(bot, is_signed).await? {
                 return Err(error);

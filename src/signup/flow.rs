@@ -92,7 +92,7 @@ impl Signup {
                 inserted.ok_or_else(errors::taken)?.1
             }
         };
-        queue::wake(&mut tx, &[bot], now).await?;
+        queue::wake_everywhere(&mut tx, &[bot], now).await?;
         tx.commit().await.map_err(StoreError::from)?;
         Ok(bot)
     }

@@ -30,6 +30,10 @@ pub struct Bot {
     pub verification_policy: VerificationPolicy,
     /// When its to-device inbox was last asked for at the homeserver.
     pub reconciled_at: Option<DateTime<Utc>>,
+    /// Its public master key, once it has one.
+    pub master_key: Option<String>,
+    /// Up to which change of devices it has looked (see [`device_lists`](super::device_lists)).
+    pub device_epoch: i64,
 }
 
 /// The private halves of a cross-signing identity, as unpadded base64. Wiped when dropped.
@@ -54,33 +58,60 @@ pub struct PublicIdentity {
     pub user_signing_key: String,
 }
 
+impl Bot {
+    /// A bot from the columns of its row.
+    ///
+    /// # Errors
+    ///
+    /// If the row holds what this version cannot read.
+    pub fn read(
+        id: BotId,
+        user_id: String,
+        device_id: String,
+        state: &str,
+        display_name: Option<String>,
+        verification_policy: &str,
+    ) -> Result<Self, StoreError> {
+        Ok(Self {
+            id,
+            user_id: OwnedUserId::try_from(user_id)?,
+            device_id: device_id.into(),
+            state: state.parse()?,
+            display_name,
+            verification_policy: verification_policy.parse()?,
+            reconciled_at: None,
+            master_key: None,
+            device_epoch: 0,
+        })
+    }
+}
+
 /// A bot by its id.
 ///
 /// # Errors
 ///
 /// The database's own, or a row that this version cannot read.
 pub async fn load(conn: &mut PgConnection, bot: BotId) -> Result<Option<Bot>, StoreError> {
-    let Some(row) = sqlx::query!(
+    let row = sqlx::query!(
         "-- bots.load
-        SELECT user_id, device_id, state, display_name, verification_policy, reconciled_at
+        SELECT user_id, device_id, state, display_name, verification_policy
         FROM bots
         WHERE bot_id = $1",
         bot.0,
     )
     .fetch_optional(conn)
-    .await?
-    else {
-        return Ok(None);
-    };
-    Ok(Some(Bot {
-        id: bot,
-        user_id: OwnedUserId::try_from(row.user_id)?,
-        device_id: row.device_id.into(),
-        state: row.state.parse()?,
-        display_name: row.display_name,
-        verification_policy: row.verification_policy.parse()?,
-        reconciled_at: row.reconciled_at,
-    }))
+    .await?;
+    row.map(|row| {
+        Bot::read(
+            bot,
+            row.user_id,
+            row.device_id,
+            &row.state,
+            row.display_name,
+            &row.verification_policy,
+        )
+    })
+    .transpose()
 }
 
 /// Which of these users are bots of ours: `(user id, bot, device id)`.
@@ -202,26 +233,39 @@ pub async fn reconciled(
     Ok(())
 }
 
-/// Records what a bot's last failing step said, or that a step succeeded (`None`).
+/// What a bot's last failing step said, or that a step succeeded (`None`).
+#[derive(Clone, Debug)]
+pub struct Note {
+    /// The bot.
+    pub bot: BotId,
+    /// What the step said.
+    pub error: Option<String>,
+    /// When.
+    pub at: DateTime<Utc>,
+}
+
+/// Records how steps ended. An alarm stays until a look finds it gone.
 ///
 /// # Errors
 ///
 /// The database's own.
-pub async fn note_error(
-    conn: &mut PgConnection,
-    bot: BotId,
-    error: Option<&str>,
-    now: DateTime<Utc>,
-) -> Result<(), StoreError> {
+pub async fn note(conn: &mut PgConnection, notes: Vec<Note>) -> Result<(), StoreError> {
+    if notes.is_empty() {
+        return Ok(());
+    }
+    let (bots, errors, at): (Vec<_>, Vec<_>, Vec<_>) =
+        notes.into_iter().map(|note| (note.bot.0, note.error, note.at)).collect();
     sqlx::query!(
-        "-- bots.note_error
-        UPDATE bots
-        SET last_error = $2, last_error_at = CASE WHEN $2::TEXT IS NULL THEN last_error_at ELSE $3 END
-        WHERE bot_id = $1 AND last_error IS DISTINCT FROM $2
-            AND ($2::TEXT IS NOT NULL OR last_error NOT LIKE $4)",
-        bot.0,
-        error,
-        now,
+        "-- bots.note
+        UPDATE bots b
+        SET last_error = n.error,
+            last_error_at = CASE WHEN n.error IS NULL THEN b.last_error_at ELSE n.at END
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::TIMESTAMPTZ[]) AS n (bot_id, error, at)
+        WHERE b.bot_id = n.bot_id AND b.last_error IS DISTINCT FROM n.error
+            AND (n.error IS NOT NULL OR b.last_error NOT LIKE $4)",
+        &bots,
+        &errors as &[Option<String>],
+        &at,
         format!("{ALARM}%"),
     )
     .execute(conn)

@@ -1,5 +1,7 @@
 //! `events` and `event_log`: room events, stored once, and what each bot reads of them.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::PgConnection;
@@ -43,6 +45,10 @@ pub struct StoredEvent {
     pub event_type: String,
     /// The Megolm session, if it is encrypted.
     pub session_id: Option<String>,
+    /// Milliseconds, as the sender's homeserver says.
+    pub origin_server_ts: i64,
+    /// When we got it.
+    pub received_at: DateTime<Utc>,
     /// As received.
     pub json: Value,
     /// As decrypted, once some bot has.
@@ -131,8 +137,8 @@ pub async fn load(
     let ids: Vec<i64> = events.iter().map(|e| e.0).collect();
     let rows = sqlx::query!(
         "-- events.load
-        SELECT event_seq, event_id, room_id, sender, event_type, session_id, sealed_event,
-            sealed_clear
+        SELECT event_seq, event_id, room_id, sender, event_type, session_id, origin_server_ts,
+            received_at, sealed_event, sealed_clear
         FROM events
         WHERE event_seq = ANY($1)
         ORDER BY event_seq",
@@ -154,6 +160,8 @@ pub async fn load(
                 sender: row.sender,
                 event_type: row.event_type,
                 session_id: row.session_id,
+                origin_server_ts: row.origin_server_ts,
+                received_at: row.received_at,
                 json,
                 clear,
             }),
@@ -165,72 +173,124 @@ pub async fn load(
     Ok(loaded)
 }
 
-/// Records what an event says inside. The first bot to decrypt it is the one that counts.
+/// What an encrypted event says inside, sealed.
+#[derive(Clone, Debug)]
+pub struct ClearRow {
+    clear_type: Option<String>,
+    sealed: Vec<u8>,
+    by: BotId,
+    at: DateTime<Utc>,
+}
+
+impl ClearRow {
+    /// Seals `clear`, which `by` has decrypted.
+    ///
+    /// # Errors
+    ///
+    /// Only if sealing fails.
+    pub fn new(
+        sealer: &Sealer,
+        clear: &Value,
+        by: BotId,
+        now: DateTime<Utc>,
+    ) -> Result<Self, StoreError> {
+        let clear_type = clear.get("type").and_then(Value::as_str).map(ToOwned::to_owned);
+        Ok(Self { clear_type, sealed: sealer.seal_json(TABLE, None, clear)?, by, at: now })
+    }
+}
+
+/// Records what events say inside. The first bot to decrypt one is the one that counts.
 ///
 /// # Errors
 ///
 /// The database's own.
 pub async fn set_clear(
     conn: &mut PgConnection,
-    sealer: &Sealer,
-    event: EventSeq,
-    clear: &Value,
-    by: BotId,
-    now: DateTime<Utc>,
+    rows: BTreeMap<EventSeq, ClearRow>,
 ) -> Result<(), StoreError> {
-    let sealed = sealer.seal_json(TABLE, None, clear)?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let (seqs, rows): (Vec<_>, Vec<_>) = rows.into_iter().map(|(seq, row)| (seq.0, row)).unzip();
+    let (types, sealed, by, at): (Vec<_>, Vec<_>, Vec<_>, Vec<_>) =
+        rows.into_iter().map(|row| (row.clear_type, row.sealed, row.by.0, row.at)).collect();
     sqlx::query!(
         "-- events.set_clear
-        UPDATE events
-        SET clear_type = $2, sealed_clear = $3, decrypted_by = $4, decrypted_at = $5
-        WHERE event_seq = $1 AND sealed_clear IS NULL",
-        event.0,
-        clear.get("type").and_then(Value::as_str),
-        sealed,
-        by.0,
-        now,
-    )
-    .execute(&mut *conn)
-    .await?;
-    sqlx::query!(
-        "-- events.bot_can_read
-        UPDATE bots SET last_decrypted_at = $2 WHERE bot_id = $1",
-        by.0,
-        now,
+        UPDATE events e
+        SET clear_type = c.clear_type, sealed_clear = c.sealed, decrypted_by = c.decrypted_by,
+            decrypted_at = c.decrypted_at
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::BYTEA[], $4::BIGINT[], $5::TIMESTAMPTZ[])
+            AS c (event_seq, clear_type, sealed, decrypted_by, decrypted_at)
+        WHERE e.event_seq = c.event_seq AND e.sealed_clear IS NULL",
+        &seqs,
+        &types as &[Option<String>],
+        &sealed,
+        &by,
+        &at,
     )
     .execute(conn)
     .await?;
     Ok(())
 }
 
-/// Logs an event for a bot, once however often it is called. `respond` asks the built-in responder
-/// to look at it.
+/// An event for a bot to read.
+#[derive(Clone, Debug)]
+pub struct LogRow {
+    /// The reader.
+    pub bot: BotId,
+    /// The event.
+    pub event: EventSeq,
+    /// How it reads.
+    pub decryption: Decryption,
+}
+
+/// Logs events for their readers, each once however often this is called, in this order.
 ///
 /// # Errors
 ///
 /// The database's own.
 pub async fn log(
     conn: &mut PgConnection,
-    bot: BotId,
-    event: EventSeq,
-    decryption: Decryption,
-    respond: bool,
+    rows: Vec<LogRow>,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let (bots, events, decryptions): (Vec<_>, Vec<_>, Vec<_>) = rows
+        .into_iter()
+        .map(|row| (row.bot.0, row.event.0, row.decryption.as_str().to_owned()))
+        .collect();
     sqlx::query!(
         "-- events.log
-        WITH next AS (
-            UPDATE bots SET last_update_id = last_update_id + 1
-            WHERE bot_id = $1
-                AND NOT EXISTS (SELECT FROM event_log WHERE bot_id = $1 AND event_seq = $2)
-            RETURNING last_update_id
+        WITH new AS (
+            SELECT n.bot_id, n.event_seq, n.decryption,
+                ROW_NUMBER() OVER (PARTITION BY n.bot_id ORDER BY n.position) AS place
+            FROM UNNEST($1::BIGINT[], $2::BIGINT[], $3::TEXT[])
+                WITH ORDINALITY AS n (bot_id, event_seq, decryption, position)
+            WHERE NOT EXISTS (
+                SELECT FROM event_log l WHERE l.bot_id = n.bot_id AND l.event_seq = n.event_seq
+            )
+        ), counted AS (
+            UPDATE bots b
+            SET last_update_id = b.last_update_id + c.events,
+                last_decrypted_at = CASE WHEN c.decrypted THEN $4 ELSE b.last_decrypted_at END
+            FROM (
+                SELECT bot_id, COUNT(*) AS events, BOOL_OR(decryption IN ('ok', 'late')) AS decrypted
+                FROM new
+                GROUP BY bot_id
+            ) AS c
+            WHERE b.bot_id = c.bot_id
+            RETURNING b.bot_id, b.last_update_id - c.events AS before
         )
-        INSERT INTO event_log (bot_id, update_id, event_seq, decryption, respond, logged_at)
-        SELECT $1, last_update_id, $2, $3, $4, $5 FROM next",
-        bot.0,
-        event.0,
-        decryption.as_str(),
-        respond,
+        INSERT INTO event_log (bot_id, update_id, event_seq, decryption, logged_at)
+        SELECT n.bot_id, c.before + n.place, n.event_seq, n.decryption, $4
+        FROM new n
+        JOIN counted c USING (bot_id)
+        ORDER BY n.bot_id, n.place",
+        &bots,
+        &events,
+        &decryptions,
         now,
     )
     .execute(conn)

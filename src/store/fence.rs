@@ -5,6 +5,8 @@
 //! over, and if somebody already has, the number differs and the transaction ends with
 //! [`StoreError::LeaseLost`] before anything was written.
 
+use std::collections::HashSet;
+
 use sqlx::{PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
@@ -40,6 +42,37 @@ impl Fence {
         .fetch_optional(conn)
         .await?;
         held.map(|_| ()).ok_or(StoreError::LeaseLost)
+    }
+}
+
+impl Fence {
+    /// Holds those of `fences` that are still good for the rest of the transaction, in the order of
+    /// their shards, and says which these are.
+    ///
+    /// # Errors
+    ///
+    /// The database's own.
+    pub async fn hold_all(
+        fences: &HashSet<Self>,
+        conn: &mut PgConnection,
+    ) -> Result<HashSet<Self>, StoreError> {
+        let (shards, numbers, owners): (Vec<_>, Vec<_>, Vec<_>) =
+            fences.iter().map(|fence| (fence.shard, fence.number, fence.owner)).collect();
+        let held = sqlx::query_scalar!(
+            "-- fence.hold_all
+            SELECT s.shard
+            FROM shards s
+            JOIN UNNEST($1::SMALLINT[], $2::BIGINT[], $3::UUID[]) AS f (shard, fence, owner)
+                ON s.shard = f.shard AND s.fence = f.fence AND s.owner = f.owner
+            ORDER BY s.shard
+            FOR SHARE OF s",
+            &shards,
+            &numbers,
+            &owners,
+        )
+        .fetch_all(conn)
+        .await?;
+        Ok(fences.iter().copied().filter(|fence| held.contains(&fence.shard)).collect())
     }
 }
 

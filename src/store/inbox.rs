@@ -1,5 +1,7 @@
 //! `inbox`: work in. Edges add rows, a bot's step takes them up and removes them.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -58,6 +60,8 @@ pub struct Entry {
     pub received_at: DateTime<Utc>,
     /// How often it was tried.
     pub attempts: i32,
+    /// Whether it names an event that the bot has logged already.
+    pub logged: bool,
 }
 
 impl Work {
@@ -159,8 +163,8 @@ pub async fn add(
     Ok(())
 }
 
-/// The due entries of a bot, oldest first. An entry whose seal is broken is dropped here and
-/// reported, so that it cannot stop the ones behind it.
+/// The due entries of bots, each bot's oldest first and at most `limit` of them, and beside them the
+/// entries whose seal is broken, to be removed so that they cannot stop the ones behind them.
 ///
 /// # Errors
 ///
@@ -168,61 +172,56 @@ pub async fn add(
 pub async fn due(
     conn: &mut PgConnection,
     sealer: &Sealer,
-    bot: BotId,
+    bots: &[BotId],
     now: DateTime<Utc>,
     limit: i64,
-) -> Result<Vec<Entry>, StoreError> {
+) -> Result<(Vec<(BotId, Entry)>, Vec<(BotId, EntryId)>), StoreError> {
+    let ids: Vec<i64> = bots.iter().map(|bot| bot.0).collect();
     let rows = sqlx::query!(
-        "-- inbox.due
-        SELECT entry_id, kind, event_seq, sealed_payload, received_at, attempts
-        FROM inbox
-        WHERE bot_id = $1 AND due_at <= $2
-        ORDER BY entry_id
-        LIMIT $3",
-        bot.0,
+        r#"-- inbox.due
+        SELECT b.bot_id AS "bot_id!", i.entry_id, i.kind, i.event_seq, i.sealed_payload,
+            i.received_at, i.attempts,
+            EXISTS (
+                SELECT FROM event_log l
+                WHERE l.bot_id = b.bot_id AND l.event_seq = i.event_seq
+            ) AS "logged!"
+        FROM UNNEST($1::BIGINT[]) AS b (bot_id)
+        CROSS JOIN LATERAL (
+            SELECT * FROM inbox
+            WHERE bot_id = b.bot_id AND due_at <= $2
+            ORDER BY entry_id
+            LIMIT $3
+        ) AS i
+        ORDER BY i.entry_id"#,
+        &ids,
         now,
         limit,
     )
-    .fetch_all(&mut *conn)
+    .fetch_all(conn)
     .await?;
     let mut entries = Vec::with_capacity(rows.len());
     let mut broken = Vec::new();
     for row in rows {
-        let id = EntryId(row.entry_id);
+        let (bot, id) = (BotId(row.bot_id), EntryId(row.entry_id));
         match Work::parse(&row.kind, row.event_seq, row.sealed_payload.as_deref(), sealer, bot) {
-            Ok(Some(work)) => entries.push(Entry {
-                id,
-                work,
-                received_at: row.received_at,
-                attempts: row.attempts,
-            }),
-            Ok(None) => broken.push(id),
+            Ok(Some(work)) => {
+                let entry = Entry {
+                    id,
+                    work,
+                    received_at: row.received_at,
+                    attempts: row.attempts,
+                    logged: row.logged,
+                };
+                entries.push((bot, entry));
+            }
+            Ok(None) => broken.push((bot, id)),
             Err(error) => {
                 tracing::error!(%bot, entry = %id, kind = row.kind, %error, "dropping an inbox entry that does not open");
-                broken.push(id);
+                broken.push((bot, id));
             }
         }
     }
-    remove(conn, &broken).await?;
-    Ok(entries)
-}
-
-/// When the bot's next entry becomes due.
-///
-/// # Errors
-///
-/// The database's own.
-pub async fn next_due(
-    conn: &mut PgConnection,
-    bot: BotId,
-) -> Result<Option<DateTime<Utc>>, StoreError> {
-    Ok(sqlx::query_scalar!(
-        "-- inbox.next_due
-        SELECT MIN(due_at) FROM inbox WHERE bot_id = $1",
-        bot.0,
-    )
-    .fetch_one(conn)
-    .await?)
+    Ok((entries, broken))
 }
 
 /// Removes entries whose work is done.
@@ -245,27 +244,42 @@ pub async fn remove(conn: &mut PgConnection, entries: &[EntryId]) -> Result<(), 
     Ok(())
 }
 
-/// Parks an encrypted event until `due_at`, or until the key of `session` comes.
+/// An encrypted event that waits until `due_at`, or until the key of its session comes.
+#[derive(Clone, Debug)]
+pub struct ParkedRow {
+    /// Its entry.
+    pub entry: EntryId,
+    /// The Megolm session.
+    pub session: String,
+    /// Why it cannot be decrypted, in a word.
+    pub reason: String,
+    /// When it is tried again in any case.
+    pub due_at: DateTime<Utc>,
+}
+
+/// Parks events.
 ///
 /// # Errors
 ///
 /// The database's own.
-pub async fn park(
-    conn: &mut PgConnection,
-    entry: EntryId,
-    session: &str,
-    reason: &str,
-    due_at: DateTime<Utc>,
-) -> Result<(), StoreError> {
+pub async fn park(conn: &mut PgConnection, rows: Vec<ParkedRow>) -> Result<(), StoreError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let (entries, sessions, reasons, due): (Vec<_>, Vec<_>, Vec<_>, Vec<_>) =
+        rows.into_iter().map(|row| (row.entry.0, row.session, row.reason, row.due_at)).collect();
     sqlx::query!(
         "-- inbox.park
-        UPDATE inbox
-        SET waiting_for = $2, waiting_reason = $3, due_at = $4, attempts = attempts + 1
-        WHERE entry_id = $1",
-        entry.0,
-        session,
-        reason,
-        due_at,
+        UPDATE inbox i
+        SET waiting_for = p.session, waiting_reason = p.reason, due_at = p.due_at,
+            attempts = i.attempts + 1
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::TEXT[], $4::TIMESTAMPTZ[])
+            AS p (entry_id, session, reason, due_at)
+        WHERE i.entry_id = p.entry_id",
+        &entries,
+        &sessions,
+        &reasons,
+        &due,
     )
     .execute(conn)
     .await?;
@@ -279,18 +293,21 @@ pub async fn park(
 /// The database's own.
 pub async fn unpark_sessions(
     conn: &mut PgConnection,
-    bot: BotId,
-    sessions: &[String],
+    sessions: &[(BotId, String)],
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
     if sessions.is_empty() {
         return Ok(());
     }
+    let (bots, sessions): (Vec<_>, Vec<_>) =
+        sessions.iter().map(|(bot, session)| (bot.0, session.clone())).unzip();
     sqlx::query!(
         "-- inbox.unpark_sessions
-        UPDATE inbox SET due_at = $3 WHERE bot_id = $1 AND waiting_for = ANY($2)",
-        bot.0,
-        sessions,
+        UPDATE inbox i SET due_at = $3
+        FROM UNNEST($1::BIGINT[], $2::TEXT[]) AS s (bot_id, session)
+        WHERE i.bot_id = s.bot_id AND i.waiting_for = s.session",
+        &bots,
+        &sessions,
         now,
     )
     .execute(conn)
@@ -298,52 +315,66 @@ pub async fn unpark_sessions(
     Ok(())
 }
 
-/// Makes entries of other bots that wait to decrypt this event due, and says whose.
+/// Makes entries that wait to decrypt one of these events due, and says whose.
 ///
 /// # Errors
 ///
 /// The database's own.
-pub async fn unpark_event(
+pub async fn unpark_events(
     conn: &mut PgConnection,
-    event: EventSeq,
+    events: &[EventSeq],
     now: DateTime<Utc>,
 ) -> Result<Vec<BotId>, StoreError> {
-    let bots = sqlx::query_scalar!(
-        "-- inbox.unpark_event
+    if events.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<i64> = events.iter().map(|event| event.0).collect();
+    let mut bots = sqlx::query_scalar!(
+        "-- inbox.unpark_events
         UPDATE inbox SET due_at = $2
-        WHERE event_seq = $1 AND waiting_for IS NOT NULL
+        WHERE event_seq = ANY($1) AND waiting_for IS NOT NULL
         RETURNING bot_id",
-        event.0,
+        &ids,
         now,
     )
     .fetch_all(conn)
     .await?;
+    bots.sort_unstable();
+    bots.dedup();
     Ok(bots.into_iter().map(BotId).collect())
 }
 
-/// Asks for a reconcile at `due_at`; one that is asked for already comes at the earlier of the two.
+/// Asks for reconciles; one that is asked for already comes at the earlier of the two times.
 ///
 /// # Errors
 ///
 /// The database's own.
-pub async fn ask_reconcile(
+pub async fn ask_reconciles(
     conn: &mut PgConnection,
-    bot: BotId,
-    due_at: DateTime<Utc>,
+    reconciles: BTreeMap<BotId, DateTime<Utc>>,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
+    if reconciles.is_empty() {
+        return Ok(());
+    }
+    let (bots, due): (Vec<_>, Vec<_>) =
+        reconciles.into_iter().map(|(bot, due_at)| (bot.0, due_at)).unzip();
     sqlx::query!(
-        "-- inbox.ask_reconcile
+        "-- inbox.ask_reconciles
         WITH asked AS (
-            UPDATE inbox SET due_at = LEAST(due_at, $2)
-            WHERE bot_id = $1 AND kind = 'reconcile'
-            RETURNING entry_id
+            SELECT * FROM UNNEST($1::BIGINT[], $2::TIMESTAMPTZ[]) AS a (bot_id, due_at)
+        ), earlier AS (
+            UPDATE inbox i SET due_at = LEAST(i.due_at, a.due_at)
+            FROM asked a
+            WHERE i.bot_id = a.bot_id AND i.kind = 'reconcile'
+            RETURNING i.bot_id
         )
         INSERT INTO inbox (bot_id, kind, received_at, due_at)
-        SELECT $1, 'reconcile', $3, $2
-        WHERE NOT EXISTS (SELECT FROM asked)",
-        bot.0,
-        due_at,
+        SELECT bot_id, 'reconcile', $3, due_at
+        FROM asked
+        WHERE bot_id NOT IN (SELECT bot_id FROM earlier)",
+        &bots,
+        &due,
         now,
     )
     .execute(conn)

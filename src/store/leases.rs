@@ -17,6 +17,8 @@ pub struct Process {
     /// Random, new at every start.
     pub id: Uuid,
     lock: PgConnection,
+    /// How many shards there are, as of the last renewal.
+    shards: u64,
 }
 
 impl Process {
@@ -45,7 +47,7 @@ impl Process {
         )
         .execute(&mut lock)
         .await?;
-        Ok(Self { id, lock })
+        Ok(Self { id, lock, shards: u64::MAX })
     }
 
     /// Renews what this process owns, lets go of what is more than its fair share, takes what is free
@@ -105,6 +107,7 @@ impl Process {
         )
         .fetch_one(&mut *tx)
         .await?;
+        self.shards = shards.unsigned_abs();
         let live = live.max(1);
         let share = (shards + live - 1) / live;
         sqlx::query!(
@@ -176,6 +179,12 @@ impl Process {
         )
         .fetch_one(&mut self.lock)
         .await?)
+    }
+
+    /// Whether `owned` shards are all there are.
+    #[must_use]
+    pub const fn owns_all(&self, owned: usize) -> bool {
+        owned as u64 >= self.shards
     }
 
     /// Lets everything go, so that others can take over at once.

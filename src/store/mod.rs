@@ -10,8 +10,11 @@
 //! - [`crypto_store`] is matrix-sdk-crypto's `CryptoStore` on the same database.
 
 pub mod bots;
+pub mod briefing;
 pub mod codes;
+pub mod committer;
 pub mod crypto_store;
+pub mod device_lists;
 pub mod events;
 pub mod fence;
 pub mod fleet;
@@ -23,9 +26,9 @@ pub mod outbox;
 pub mod provisioning;
 pub mod queue;
 pub mod repairs;
-pub mod responses;
 pub mod retention;
 pub mod rooms;
+pub mod rows;
 pub mod sealer;
 pub mod signals;
 pub mod signups;
@@ -46,11 +49,18 @@ use sqlx::{
 pub use sqlx::PgConnection as Connection;
 
 pub use self::{
+    committer::Committer,
     crypto_store::PgCryptoStore,
     fence::Fence,
+    rows::Rows,
     sealer::{SealError, Sealer, WrappingKey},
     signals::{Signal, Signals},
 };
+
+/// A transaction.
+pub type Tx = Transaction<'static, Postgres>;
+/// A connection of the pool.
+pub type PooledConnection = PoolConnection<Postgres>;
 
 /// Why the store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -73,9 +83,28 @@ pub enum StoreError {
     /// A stored Matrix id is not one.
     #[error("a row holds a malformed Matrix id")]
     Id(#[from] ruma::IdParseError),
+    /// An Olm account with other keys was to overwrite the one that is stored.
+    #[error("the store holds another account of this bot, which is never overwritten")]
+    OtherAccount,
     /// Another process has taken this shard's lease over.
     #[error("the lease on this shard was lost to another process")]
     LeaseLost,
+    /// A commit of many failed, for all of them.
+    #[error(transparent)]
+    Commit(std::sync::Arc<Self>),
+    /// The process is stopping.
+    #[error("greenshield is stopping")]
+    Stopped,
+}
+
+impl StoreError {
+    /// Whether it is about what was to be written, and not about the database or the way to it.
+    fn is_of_the_rows(&self) -> bool {
+        match self {
+            Self::Database(error) => error.as_database_error().is_some(),
+            _ => true,
+        }
+    }
 }
 
 /// The database and the key to what is sealed in it; cheap to clone.
@@ -106,7 +135,7 @@ impl Store {
     /// # Errors
     ///
     /// If the database cannot be reached, or all connections stay busy for too long.
-    pub async fn connection(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+    pub async fn connection(&self) -> Result<PooledConnection, StoreError> {
         Ok(self.pool.acquire().await?)
     }
 
@@ -115,7 +144,7 @@ impl Store {
     /// # Errors
     ///
     /// As [`Store::connection`].
-    pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
+    pub async fn begin(&self) -> Result<Tx, StoreError> {
         Ok(self.pool.begin().await?)
     }
 

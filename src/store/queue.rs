@@ -1,8 +1,8 @@
 //! `bot_queue`: which bots have work, and when.
 //!
-//! Whoever gives a bot work wakes it in the same transaction. A worker takes due bots of its shards,
-//! and after the step says when the next one is due; a wake that came during the step is kept, because
-//! it raised the generation.
+//! Whoever gives a bot work wakes it in the same transaction. A worker takes due bots of its shards
+//! ([`briefing`](super::briefing)), and after the step says when the next one is due; a wake that came
+//! during the step is kept, because it raised the generation.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -24,7 +24,8 @@ pub struct DueBot {
 }
 
 /// Makes a step of each bot due at `due_at`, or earlier if one is due already. A bot whose steps have
-/// been failing keeps a second of distance per failure, up to a minute, however much comes for it.
+/// been failing keeps a second of distance per failure, up to a minute, however much comes for it. The
+/// caller signals [`Signal::Work`].
 ///
 /// # Errors
 ///
@@ -56,45 +57,21 @@ pub async fn wake(
     )
     .execute(&mut *conn)
     .await?;
-    Signal::Work.notify(conn).await
+    Ok(())
 }
 
-/// Due bots of `shards`, the longest waiting first, without those in `busy`.
+/// [`wake`], and tells every process when the transaction that `conn` is in commits.
 ///
 /// # Errors
 ///
 /// The database's own.
-pub async fn due(
+pub async fn wake_everywhere(
     conn: &mut PgConnection,
-    shards: &[i16],
-    busy: &[BotId],
-    now: DateTime<Utc>,
-    limit: i64,
-) -> Result<Vec<DueBot>, StoreError> {
-    let busy: Vec<i64> = busy.iter().map(|b| b.0).collect();
-    let rows = sqlx::query!(
-        "-- queue.due
-        SELECT bot_id, shard, generation, failures
-        FROM bot_queue
-        WHERE shard = ANY($1) AND due_at <= $2 AND bot_id <> ALL($3)
-        ORDER BY due_at
-        LIMIT $4",
-        shards,
-        now,
-        &busy,
-        limit,
-    )
-    .fetch_all(conn)
-    .await?;
-    Ok(rows
-        .into_iter()
-        .map(|r| DueBot {
-            bot: BotId(r.bot_id),
-            shard: r.shard,
-            generation: r.generation,
-            failures: r.failures,
-        })
-        .collect())
+    bots: &[BotId],
+    due_at: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    wake(conn, bots, due_at).await?;
+    Signal::Work.notify(conn).await
 }
 
 /// When the next bot of `shards` becomes due, if any has work at all.
@@ -118,38 +95,92 @@ pub async fn next_due(
     .await?)
 }
 
-/// Ends a step: the bot is next due at `next`, or idle if that is `None`; if it was woken meanwhile,
-/// it stays due.
+/// A step that ended.
+#[derive(Clone, Debug)]
+pub struct FinishedRow {
+    /// Whose step.
+    pub due: DueBot,
+    /// When the next one is due at the latest; if it failed, at this time and not before.
+    pub next: Option<DateTime<Utc>>,
+    /// Failed steps in a row.
+    pub failures: i32,
+}
+
+/// Locks the rows of these bots, in the order that [`wake`] takes them in.
 ///
 /// # Errors
 ///
 /// The database's own.
-pub async fn finish(
+pub async fn lock(
     conn: &mut PgConnection,
-    bot: DueBot,
-    next: Option<DateTime<Utc>>,
-    failures: i32,
+    woken: &[BotId],
+    finished: &[FinishedRow],
 ) -> Result<(), StoreError> {
-    let Some(next) = next else {
-        sqlx::query!(
-            "-- queue.finish_idle
-            DELETE FROM bot_queue WHERE bot_id = $1 AND generation = $2",
-            bot.bot.0,
-            bot.generation,
-        )
-        .execute(&mut *conn)
-        .await?;
+    let bots: Vec<i64> = woken
+        .iter()
+        .map(|bot| bot.0)
+        .chain(finished.iter().map(|finished| finished.due.bot.0))
+        .collect();
+    if bots.is_empty() {
         return Ok(());
-    };
+    }
+    sqlx::query!(
+        "-- queue.lock
+        SELECT bot_id FROM bot_queue WHERE bot_id = ANY($1) ORDER BY bot_id FOR UPDATE",
+        &bots,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(())
+}
+
+/// Ends steps. A bot is next due when it is said, when its first inbox entry is, or the first message of
+/// a room; it is idle if there is none of these. If it was woken meanwhile, it stays due.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn finish(conn: &mut PgConnection, finished: Vec<FinishedRow>) -> Result<(), StoreError> {
+    if finished.is_empty() {
+        return Ok(());
+    }
+    let (bots, generations, next, failures): (Vec<_>, Vec<_>, Vec<_>, Vec<_>) = finished
+        .into_iter()
+        .map(|row| (row.due.bot.0, row.due.generation, row.next, row.failures))
+        .collect();
     sqlx::query!(
         "-- queue.finish
-        UPDATE bot_queue
-        SET due_at = CASE WHEN generation = $2 THEN $3 ELSE due_at END, failures = $4
-        WHERE bot_id = $1",
-        bot.bot.0,
-        bot.generation,
-        next,
-        failures,
+        WITH finished AS (
+            SELECT f.bot_id, f.generation, f.failures,
+                CASE WHEN f.failures > 0 THEN f.next_at ELSE LEAST(
+                    f.next_at,
+                    (SELECT MIN(i.due_at) FROM inbox i WHERE i.bot_id = f.bot_id),
+                    (
+                        SELECT MIN(first_of_room.due_at)
+                        FROM (
+                            SELECT DISTINCT ON (o.room_id) o.due_at
+                            FROM outbox o
+                            WHERE o.bot_id = f.bot_id AND o.state = 'queued'
+                            ORDER BY o.room_id, o.send_id
+                        ) AS first_of_room
+                    )
+                ) END AS next_at
+            FROM UNNEST($1::BIGINT[], $2::BIGINT[], $3::TIMESTAMPTZ[], $4::INTEGER[])
+                AS f (bot_id, generation, next_at, failures)
+        ), idle AS (
+            DELETE FROM bot_queue q
+            USING finished f
+            WHERE q.bot_id = f.bot_id AND q.generation = f.generation AND f.next_at IS NULL
+        )
+        UPDATE bot_queue q
+        SET due_at = CASE WHEN q.generation = f.generation THEN f.next_at ELSE q.due_at END,
+            failures = f.failures
+        FROM finished f
+        WHERE q.bot_id = f.bot_id AND (f.next_at IS NOT NULL OR q.generation <> f.generation)",
+        &bots,
+        &generations,
+        &next as &[Option<DateTime<Utc>>],
+        &failures,
     )
     .execute(conn)
     .await?;

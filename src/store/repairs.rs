@@ -84,7 +84,7 @@ pub async fn ask(
     .fetch_one(&mut *conn)
     .await?;
     if under_way {
-        queue::wake(conn, &[bot], now).await?;
+        queue::wake_everywhere(conn, &[bot], now).await?;
     }
     Ok(under_way)
 }

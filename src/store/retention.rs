@@ -14,7 +14,7 @@
 use chrono::{DateTime, Duration, Utc};
 use sqlx::PgConnection;
 
-use super::{StoreError, crypto_store};
+use super::{StoreError, crypto_store, device_lists};
 
 const TRANSACTIONS: Duration = Duration::days(7);
 const SEEN: Duration = Duration::days(60);
@@ -55,6 +55,7 @@ pub async fn sweep(
     .await?
     .rows_affected();
     taken += crypto_store::prune_olm_hashes(conn, now - SEEN, batch).await?;
+    taken += device_lists::expire(conn, batch, now).await?;
     taken += sqlx::query!(
         "-- retention.events
         DELETE FROM events WHERE event_seq = ANY (ARRAY(
@@ -134,7 +135,7 @@ mod tests {
                     INSERT INTO events (event_id, room_id, sender, event_type, origin_server_ts,
                         received_at, sealed_event)
                         VALUES ('${name}', '!r', '@a:x', 't', 0, NOW() - INTERVAL '{age} days', '');
-                    INSERT INTO event_log SELECT {bot}, event_seq, event_seq, 'ok', FALSE, NOW()
+                    INSERT INTO event_log SELECT {bot}, event_seq, event_seq, 'ok', NOW()
                         FROM events WHERE event_id = '${name}';
                     INSERT INTO outbox (bot_id, room_id, txn_id, event_type, sealed_content, due_at,
                         created_at, finished_at, state)

@@ -177,6 +177,43 @@ pub async fn load(conn: &mut PgConnection, room: &str) -> Result<Room, StoreErro
     Ok(row.unwrap_or_else(|| Room { history_visibility: "shared".to_owned(), ..Room::default() }))
 }
 
+/// What is known of these rooms; those of which nothing is known are left out.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn load_many(
+    conn: &mut PgConnection,
+    rooms: &[String],
+) -> Result<Vec<(String, Room)>, StoreError> {
+    if rooms.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query!(
+        "-- rooms.load_many
+        SELECT room_id, encryption, encryption_checked, history_visibility, members_complete,
+            version
+        FROM rooms
+        WHERE room_id = ANY($1)",
+        rooms,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| {
+            let room = Room {
+                encryption: row.encryption,
+                encryption_checked: row.encryption_checked,
+                history_visibility: row.history_visibility,
+                members_complete: row.members_complete,
+                version: row.version,
+            };
+            (row.room_id, room)
+        })
+        .collect())
+}
+
 /// What the homeserver answered about a room. Not written, and `false` returned, if an event has told
 /// something newer since `version`.
 ///

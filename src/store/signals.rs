@@ -3,7 +3,13 @@
 //! A signal only ever makes somebody look earlier than their slow timer would. It carries nothing and
 //! may be lost (a dropped connection, a restart); whoever waits re-reads the rows that matter.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use sqlx::{
     PgConnection, PgPool,
@@ -21,19 +27,16 @@ use crate::telemetry::chain;
 pub enum Signal {
     /// A bot has work: for the workers.
     Work,
-    /// Something was logged for a bot to read: for the responder and for readers.
-    Logged,
     /// A step of a signup, or a send, came to an end: for whoever waits for it.
     Progress,
 }
 
 impl Signal {
-    const ALL: [Self; 3] = [Self::Work, Self::Logged, Self::Progress];
+    const ALL: [Self; 2] = [Self::Work, Self::Progress];
 
     const fn channel(self) -> &'static str {
         match self {
             Self::Work => "greenshield_work",
-            Self::Logged => "greenshield_logged",
             Self::Progress => "greenshield_progress",
         }
     }
@@ -58,12 +61,16 @@ impl Signal {
 /// Hears the signals of one database; cheap to clone.
 #[derive(Clone)]
 pub struct Signals {
-    senders: Arc<[watch::Sender<u64>; 3]>,
+    senders: Arc<[watch::Sender<u64>; 2]>,
+    alone: Arc<AtomicBool>,
 }
 
 impl Default for Signals {
     fn default() -> Self {
-        Self { senders: Arc::new(std::array::from_fn(|_| watch::Sender::new(0))) }
+        Self {
+            senders: Arc::new(std::array::from_fn(|_| watch::Sender::new(0))),
+            alone: Arc::default(),
+        }
     }
 }
 
@@ -72,6 +79,32 @@ impl Signals {
     #[must_use]
     pub fn subscribe(&self, signal: Signal) -> watch::Receiver<u64> {
         self.sender(signal).subscribe()
+    }
+
+    /// Whether this process works every bot there is: then whoever is to hear is here, and a signal
+    /// need not go through the database, which would cost each commit a lock that all commits share.
+    pub fn set_alone(&self, alone: bool) {
+        self.alone.store(alone, Ordering::Relaxed);
+    }
+
+    /// Gives signals to other processes when the transaction that `conn` is in commits. The caller
+    /// [gives](Self::give) them here, once it has.
+    ///
+    /// # Errors
+    ///
+    /// The database's own.
+    pub async fn announce(
+        &self,
+        signals: &[Signal],
+        conn: &mut PgConnection,
+    ) -> Result<(), StoreError> {
+        if self.alone.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        for signal in signals {
+            signal.notify(conn).await?;
+        }
+        Ok(())
     }
 
     /// Gives a signal inside this process, without the database.

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::StoreError;
+use super::{StoreError, device_lists};
 
 /// Takes a transaction in, unless exactly this one, id and body, was taken in before.
 ///
@@ -37,7 +37,9 @@ pub async fn take_in(
     Ok(done.rows_affected() == 1)
 }
 
-/// Declares an outage that ended at `now`: whatever bots were last reconciled before that is swept.
+/// Declares an outage that ended at `now`: whatever bots were last reconciled before that is swept, and
+/// what is known of devices is believed no more, because a transaction that comes again brings no
+/// changes of devices.
 ///
 /// # Errors
 ///
@@ -48,7 +50,7 @@ pub async fn outage_ended(conn: &mut PgConnection, now: DateTime<Utc>) -> Result
         UPDATE homeserver_state SET reconcile_before = $1",
         now,
     )
-    .execute(conn)
+    .execute(&mut *conn)
     .await?;
-    Ok(())
+    device_lists::all_changed(conn).await
 }

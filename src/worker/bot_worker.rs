@@ -1,4 +1,10 @@
 //! One step of one bot: everything that is due for it, in the order that [`super`] tells.
+//!
+//! What a step changes it gathers in [`Step::rows`] and in its machine. Whatever leaves the process, or
+//! reads the database again, goes through [`Step::homeserver`], [`Step::begin`] or [`Step::connection`],
+//! which commit that first: nobody ever hears of what a crash could undo.
+
+use std::{collections::HashMap, sync::Arc};
 
 use chrono::{DateTime, Duration, Utc};
 use tracing::debug;
@@ -9,38 +15,31 @@ use super::{
 };
 use crate::{
     crypto::BotMachine,
-    homeserver::Actor,
-    model::{BotId, BotState},
-    store::{Fence, StoreError, bots, bots::Bot, inbox, inbox::Work, outbox, verifications},
+    homeserver::{Actor, Homeserver},
+    model::BotState,
+    store::{
+        Fence, PooledConnection, Rows, StoreError, Tx,
+        bots::Bot,
+        briefing::Briefing,
+        inbox::{Entry, Work},
+        outbox,
+        rooms::Room,
+    },
 };
 
-/// How often one step looks for more before it lets others have a turn.
-const ROUNDS: usize = 8;
-/// How much of the inbox is taken up in one round.
-const INBOX_BATCH: i64 = 200;
 /// How often a running verification is looked at when nothing happens.
 const VERIFICATION_TICK: Duration = Duration::seconds(15);
 
 /// How a step ended.
 pub(super) struct Outcome {
     /// The machine, if one was opened and may be used again.
-    pub machine: Option<BotMachine>,
-    /// Whether a verification is running in it, so that it must stay in memory.
-    pub pinned: bool,
+    pub kept: Option<Kept>,
     /// Whether it got further than the last one, even if it failed in the end.
     pub progressed: bool,
-    /// When the next step is due; `None` when there is nothing to do.
+    /// What it gathered last: to be committed with its end.
+    pub rows: Rows,
+    /// When the next step is due at the latest, if a verification is under way.
     pub result: Result<Option<DateTime<Utc>>, StepError>,
-}
-
-impl Outcome {
-    pub(super) const fn new(
-        machine: Option<BotMachine>,
-        pinned: bool,
-        result: Result<Option<DateTime<Utc>>, StepError>,
-    ) -> Self {
-        Self { machine, pinned, progressed: false, result }
-    }
 }
 
 /// What the parts of a step share.
@@ -49,151 +48,233 @@ pub(super) struct Step<'a> {
     pub bot: Bot,
     pub actor: Actor,
     pub fence: Fence,
+    /// What was changed and not committed yet.
+    pub rows: Rows,
+    /// What is known of the rooms that this step is about.
+    pub rooms: HashMap<String, Arc<Room>>,
+    /// The number of the last change of devices when the step began.
+    pub device_epoch: i64,
     /// Whether a verification was under way when this was last looked at.
     pub verifying: bool,
     /// Whether a part of a longer work was done for good.
     pub progressed: bool,
-    machine: Option<BotMachine>,
+    /// Messages to be sent, in order.
+    pub sends: Vec<outbox::Send>,
+    /// Whether there are or may be other messages waiting, which a new one must not overtake.
+    pub backlog: bool,
+    kept: Option<Kept>,
     /// What the homeserver did not take of what the machine wanted sent: it is tried again.
     trouble: Option<StepError>,
 }
 
-impl Step<'_> {
+impl<'a> Step<'a> {
     /// The bot's machine, opened the first time that a step needs it.
     pub(super) async fn machine(&mut self) -> Result<&BotMachine, StepError> {
-        let machine = match self.machine.take() {
-            Some(machine) => machine,
-            None => repair::open_machine(self).await?,
+        Ok(&self.kept().await?.machine)
+    }
+
+    /// The machine with what is kept beside it.
+    pub(super) async fn kept(&mut self) -> Result<&mut Kept, StepError> {
+        let kept = match self.kept.take() {
+            Some(kept) => kept,
+            None => Kept::new(repair::open_machine(self).await?, self.fence, &self.bot),
         };
-        Ok(self.machine.insert(machine))
+        Ok(self.kept.insert(kept))
     }
 
     /// The machine's device is given up.
     pub(super) fn forget_machine(&mut self) {
-        self.machine = None;
+        self.kept = None;
     }
 
     pub(super) fn has_machine(&self) -> bool {
-        self.machine.is_some()
+        self.kept.is_some()
     }
 
     pub(super) fn now(&self) -> DateTime<Utc> {
         self.context.clock.now()
     }
+
+    /// Whether a user is a bot of this fleet: the namespace is ours alone.
+    pub(super) fn is_ours(&self, user: &str) -> bool {
+        self.context.settings.namespace.is_match(user)
+    }
+
+    /// Asks for a reconcile at `due_at`, unless one is asked for earlier.
+    pub(super) fn ask_reconcile(&mut self, due_at: DateTime<Utc>) {
+        let asked = self.rows.reconciles.entry(self.bot.id).or_insert(due_at);
+        *asked = due_at.min(*asked);
+    }
+
+    /// What was gathered, the machine's part included.
+    async fn take_rows(&mut self) -> Rows {
+        let mut rows = std::mem::take(&mut self.rows);
+        if let Some(kept) = &self.kept {
+            rows.crypto.merge(kept.machine.take_gathered().await);
+        }
+        rows
+    }
+
+    /// Commits what was gathered. If that fails the machine is ahead of the database, and is thrown
+    /// away.
+    pub(super) async fn commit(&mut self) -> Result<(), StepError> {
+        let rows = self.take_rows().await;
+        self.context.committer.commit(self.fence, rows).await.map_err(StepError::uncommitted)
+    }
+
+    /// The homeserver: what was gathered is committed before anything is said to it.
+    pub(super) async fn homeserver(&mut self) -> Result<&'a Homeserver, StepError> {
+        self.commit().await?;
+        Ok(&self.context.homeserver)
+    }
+
+    /// A transaction under the lease, after what was gathered is committed.
+    pub(super) async fn begin(&mut self) -> Result<Tx, StepError> {
+        self.commit().await?;
+        Ok(self.context.store.begin_fenced(self.fence).await?)
+    }
+
+    /// A connection to read with, after what was gathered is committed.
+    pub(super) async fn connection(&mut self) -> Result<PooledConnection, StepError> {
+        self.commit().await?;
+        Ok(self.context.store.connection().await?)
+    }
 }
 
-/// Runs a step. A failure of the homeserver or of the database leaves the machine as it was, with
-/// whatever verification runs in it; a failure of the machine's own store does not.
+/// Runs a step. A failure of the homeserver leaves the machine as it was, with whatever verification
+/// runs in it; a failure of the machine's own store, or of a commit, does not.
 pub(super) async fn step(
     context: &Context,
-    bot: BotId,
+    briefing: Briefing,
     fence: Fence,
     kept: Option<Kept>,
 ) -> Outcome {
-    let verifying = kept.as_ref().is_some_and(|kept| kept.pinned);
-    let machine = kept.map(|kept| kept.machine);
-    let bot = match load(context, bot).await {
-        Ok(Some(bot)) => bot,
-        Ok(None) => return Outcome::new(None, false, Ok(None)),
-        Err(error) => return Outcome::new(machine, verifying, Err(error.into())),
-    };
+    let Briefing { bot, entries, events, sends, .. } = briefing;
     let actor = Actor { user_id: bot.user_id.clone(), device_id: bot.device_id.clone() };
-    let mut step =
-        Step { context, bot, actor, fence, verifying, progressed: false, machine, trouble: None };
-    let result = all(&mut step).await;
+    let mut step = Step {
+        context,
+        bot,
+        actor,
+        fence,
+        rows: Rows {
+            done: briefing.broken_entries,
+            outcomes: briefing.broken_sends,
+            ..Rows::default()
+        },
+        rooms: briefing.rooms,
+        device_epoch: briefing.device_epoch,
+        verifying: briefing.verifying,
+        progressed: false,
+        sends,
+        backlog: briefing.backlog,
+        kept,
+        trouble: None,
+    };
+    let work = Entries::sort(entries);
+    let result = match step.bot.state {
+        BotState::Retired => Ok(None),
+        BotState::Provisioning | BotState::Active => {
+            all(&mut step, work, &events, briefing.repairing).await
+        }
+    };
     if let Err(error) = &result
         && !error.machine_is_whole()
     {
-        step.machine = None;
+        step.rows = Rows::default();
+        step.kept = None;
     }
-    Outcome { progressed: step.progressed, ..Outcome::new(step.machine, step.verifying, result) }
+    let rows = step.take_rows().await;
+    if let Some(kept) = &mut step.kept {
+        kept.pinned = step.verifying;
+    }
+    Outcome { kept: step.kept, progressed: step.progressed, rows, result }
 }
 
-/// The bot, unless it is gone or retired.
-async fn load(context: &Context, bot: BotId) -> Result<Option<Bot>, StoreError> {
-    let mut conn = context.store.connection().await?;
-    let bot = bots::load(&mut conn, bot).await?;
-    Ok(bot.filter(|bot| bot.state != BotState::Retired))
+/// A bot's inbox, sorted by who takes what up.
+#[derive(Default)]
+struct Entries {
+    for_machine: Vec<Entry>,
+    events: Vec<Entry>,
+    invites: Vec<Entry>,
+    reconciles: Vec<Entry>,
 }
 
-async fn all(step: &mut Step<'_>) -> Result<Option<DateTime<Utc>>, StepError> {
+impl Entries {
+    fn sort(entries: Vec<Entry>) -> Self {
+        let mut sorted = Self::default();
+        for entry in entries {
+            let list = match &entry.work {
+                Work::ToDevice(_) | Work::KeyCounts(_) | Work::DeviceLists(_) => {
+                    &mut sorted.for_machine
+                }
+                Work::RoomEvent(_) => &mut sorted.events,
+                Work::Invite(_) => &mut sorted.invites,
+                Work::Reconcile => &mut sorted.reconciles,
+            };
+            list.push(entry);
+        }
+        sorted
+    }
+}
+
+async fn all(
+    step: &mut Step<'_>,
+    work: Entries,
+    events: &undecrypted::Events,
+    repairing: bool,
+) -> Result<Option<DateTime<Utc>>, StepError> {
     if step.bot.state == BotState::Provisioning {
         provision::run(step).await?;
-    } else {
+    } else if repairing {
         repair::run(step).await?;
     }
-    for _ in 0..ROUNDS {
-        if !round(step).await? {
-            break;
-        }
-    }
-    match step.trouble.take() {
-        Some(trouble) => Err(trouble),
-        None => Ok(next_due(step).await?),
-    }
-}
-
-/// One round; tells whether there was anything to do.
-async fn round(step: &mut Step<'_>) -> Result<bool, StepError> {
-    let mut conn = step.context.store.connection().await?;
-    let sealer = step.context.store.sealer();
-    let entries = inbox::due(&mut conn, sealer, step.bot.id, step.now(), INBOX_BATCH).await?;
-    drop(conn);
-    let mut for_machine = Vec::new();
-    let mut events = Vec::new();
-    let mut invited = Vec::new();
-    let mut reconciles = Vec::new();
-    for entry in entries {
-        match &entry.work {
-            Work::ToDevice(_) | Work::KeyCounts(_) | Work::DeviceLists(_) => {
-                for_machine.push(entry);
-            }
-            Work::RoomEvent(_) => events.push(entry),
-            Work::Invite(_) => invited.push(entry),
-            Work::Reconcile => reconciles.push(entry),
-        }
-    }
-    let mut busy = !(for_machine.is_empty()
-        && events.is_empty()
-        && invited.is_empty()
-        && reconciles.is_empty());
-    debug!(for_machine = for_machine.len(), events = events.len(), invites = invited.len(), "step");
-    let activity = !(for_machine.is_empty() && events.is_empty());
-    receive::run(step, for_machine).await?;
-    reconcile::run(step, reconciles).await?;
-    undecrypted::run(step, events).await?;
-    invites::run(step, invited).await?;
+    debug!(
+        for_machine = work.for_machine.len(),
+        events = work.events.len(),
+        invites = work.invites.len(),
+        sends = step.sends.len(),
+        "step"
+    );
+    let activity = !(work.for_machine.is_empty() && work.events.is_empty());
+    receive::run(step, work.for_machine).await?;
+    reconcile::run(step, work.reconciles).await?;
+    undecrypted::run(step, work.events, events).await?;
+    invites::run(step, work.invites).await?;
     if activity {
         reconcile::after_activity(step).await?;
     }
-    if busy || step.has_machine() {
-        busy |= send_keys(step).await?;
+    if step.kept.as_ref().is_some_and(|kept| kept.has_requests) {
+        send_keys(step).await?;
     }
-    verify::run(step).await?;
-    busy |= send::run(step).await?;
-    Ok(busy)
+    if step.verifying {
+        verify::run(step).await?;
+    }
+    send::run(step).await?;
+    match step.trouble.take() {
+        Some(trouble) => Err(trouble),
+        None => Ok(step.verifying.then(|| step.now() + VERIFICATION_TICK)),
+    }
 }
 
 /// Sends what the machine wants sent. What the homeserver does not take keeps nothing else back: a
 /// message that cannot do without it finds that out by itself.
-async fn send_keys(step: &mut Step<'_>) -> Result<bool, StepError> {
-    if step.trouble.is_some() {
-        return Ok(false);
-    }
+async fn send_keys(step: &mut Step<'_>) -> Result<(), StepError> {
     match outgoing::run(step).await {
         Err(error) if error.machine_is_whole() => {
             step.trouble = Some(error);
-            Ok(false)
+            Ok(())
         }
-        result => result,
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
-async fn next_due(step: &mut Step<'_>) -> Result<Option<DateTime<Utc>>, StoreError> {
-    let mut conn = step.context.store.connection().await?;
-    let work = inbox::next_due(&mut conn, step.bot.id).await?;
-    let sends = outbox::next_due(&mut conn, step.bot.id).await?;
-    step.verifying = verifications::any_open(&mut conn, step.bot.id).await?;
-    let tick = step.verifying.then(|| step.now() + VERIFICATION_TICK);
-    Ok([work, sends, tick].into_iter().flatten().min())
+impl StepError {
+    /// What was gathered could not be committed.
+    fn uncommitted(error: StoreError) -> Self {
+        match error {
+            StoreError::LeaseLost => Self::LeaseLost,
+            error => Self::Retry { source: Box::new(error), after: None, machine_is_whole: false },
+        }
+    }
 }

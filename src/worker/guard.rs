@@ -21,19 +21,20 @@ const EVERY: Duration = Duration::hours(6);
 
 /// Asks what the homeserver shows of the bot. Needs neither its machine nor its device.
 pub(super) async fn published(
-    step: &Step<'_>,
+    step: &mut Step<'_>,
     ours: &PublicIdentity,
 ) -> Result<Published, StepError> {
+    let homeserver = step.homeserver().await?;
     let user = &step.bot.user_id;
     let mut request = get_keys::v3::Request::new();
     request.device_keys.insert(user.clone(), Vec::new());
-    let answer = step.context.homeserver.send(As::User(user), request).await?;
+    let answer = homeserver.send(As::User(user), request).await?;
     Ok(Published::read(&answer, user, &step.bot.device_id, ours))
 }
 
 /// Looks, if it is time. A homeserver that does not answer is no reason to fail: the next look comes.
-pub(super) async fn run(step: &Step<'_>) -> Result<(), StepError> {
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
+    let mut tx = step.begin().await?;
     let now = step.now();
     let due = bots::claim_identity_check(&mut tx, step.bot.id, now - EVERY, now).await?;
     let ours = bots::identity(&mut tx, step.bot.id).await?;
@@ -50,7 +51,7 @@ pub(super) async fn run(step: &Step<'_>) -> Result<(), StepError> {
 }
 
 /// Makes known what is wrong, and that nothing is any more.
-pub(super) async fn raise(step: &Step<'_>, published: &Published) -> Result<(), StepError> {
+pub(super) async fn raise(step: &mut Step<'_>, published: &Published) -> Result<(), StepError> {
     let alarm = alarm(published);
     if published.identity == PublishedIdentity::Other {
         metrics::counter!("greenshield_identity_mismatch").increment(1);
@@ -62,7 +63,7 @@ pub(super) async fn raise(step: &Step<'_>, published: &Published) -> Result<(), 
     if let Some(alarm) = &alarm {
         error!(user_id = %step.bot.user_id, alarm, "the homeserver does not show the bot as it is");
     }
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let mut tx = step.begin().await?;
     bots::note_alarm(&mut tx, step.bot.id, alarm.as_deref(), step.now()).await?;
     tx.commit().await.map_err(StoreError::from)?;
     Ok(())

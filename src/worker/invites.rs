@@ -39,14 +39,14 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
                 let due_at =
                     backoff::next_attempt(&error, entry.attempts + 1, entry.id.0, step.now());
                 warn!(error = chain(&error), "could not answer an invitation; trying again");
-                let mut tx = step.context.store.begin_fenced(step.fence).await?;
+                let mut tx = step.begin().await?;
                 inbox::put_off(&mut tx, entry.id, due_at).await?;
                 tx.commit().await.map_err(StoreError::from)?;
                 continue;
             }
             Err(error) => warn!(error = chain(&error), "leaving an invitation alone"),
         }
-        let mut tx = step.context.store.begin_fenced(step.fence).await?;
+        let mut tx = step.begin().await?;
         inbox::remove(&mut tx, &[entry.id]).await?;
         tx.commit().await.map_err(StoreError::from)?;
     }
@@ -54,7 +54,7 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
 }
 
 async fn accept_or_decline(step: &mut Step<'_>, seq: EventSeq) -> Result<(), StepError> {
-    let mut conn = step.context.store.connection().await?;
+    let mut conn = step.connection().await?;
     let loaded = events::load(&mut conn, step.context.store.sealer(), &[seq]).await?;
     drop(conn);
     let Some(invite) = loaded.into_iter().next() else { return Ok(()) };
@@ -66,13 +66,13 @@ async fn accept_or_decline(step: &mut Step<'_>, seq: EventSeq) -> Result<(), Ste
     };
     if !is_welcome(step, &inviter) {
         info!(%room, %inviter, "declining an invitation: the policy does not allow this inviter");
-        return Ok(step.context.homeserver.leave(&step.actor, room).await?);
+        return Ok(step.homeserver().await?.leave(&step.actor, room).await?);
     }
-    step.context.homeserver.join(&step.actor, room.into()).await?;
+    step.homeserver().await?.join(&step.actor, room.into()).await?;
     info!(%room, %inviter, "joined by invitation");
     joined(step, room).await?;
     if is_direct(&invite) {
-        step.context.homeserver.mark_direct(&step.actor, room, &inviter).await?;
+        step.homeserver().await?.mark_direct(&step.actor, room, &inviter).await?;
     }
     // Whoever invites a bot may ask it to verify next: their devices had better be known.
     step.machine().await?.track(std::slice::from_ref(&inviter)).await?;
@@ -80,7 +80,7 @@ async fn accept_or_decline(step: &mut Step<'_>, seq: EventSeq) -> Result<(), Ste
     read_back(step, room, &invite).await
 }
 
-fn is_welcome(step: &Step<'_>, inviter: &OwnedUserId) -> bool {
+fn is_welcome(step: &mut Step<'_>, inviter: &OwnedUserId) -> bool {
     let settings = &step.context.settings;
     match settings.invite_policy {
         InvitePolicy::Anyone => true,
@@ -94,10 +94,10 @@ fn is_direct(invite: &StoredEvent) -> bool {
 }
 
 /// Notes the bot's own join without waiting for the transaction that tells it.
-pub(super) async fn joined(step: &Step<'_>, room: &RoomId) -> Result<(), StepError> {
+pub(super) async fn joined(step: &mut Step<'_>, room: &RoomId) -> Result<(), StepError> {
     let fact =
         Fact::Member { user_id: step.bot.user_id.to_string(), membership: "join".to_owned() };
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let mut tx = step.begin().await?;
     rooms::apply(&mut tx, &[(room.to_string(), fact)], step.now()).await?;
     tx.commit().await.map_err(StoreError::from)?;
     Ok(())
@@ -112,7 +112,7 @@ async fn read_back(
 ) -> Result<(), StepError> {
     // Learned before the first answer: whether this room is encrypted, and who is in it.
     send::known_room(step, room).await?;
-    let recent = step.context.homeserver.recent_events(&step.actor, room, LOOK_BACK).await?;
+    let recent = step.homeserver().await?.recent_events(&step.actor, room, LOOK_BACK).await?;
     let text =
         |event: &Value, key: &str| event.get(key).and_then(Value::as_str).map(ToOwned::to_owned);
     let mut missed: Vec<NewEvent> = recent
@@ -138,7 +138,7 @@ async fn read_back(
     missed.reverse();
     let now = step.now();
     let sealer = step.context.store.sealer();
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let mut tx = step.begin().await?;
     let mut stored = events::store(&mut tx, sealer, &missed, now).await?;
     let seqs: Vec<EventSeq> = stored.iter().map(|(_, seq, _)| *seq).collect();
     let logged = events::logged(&mut tx, step.bot.id, &seqs).await?;

@@ -16,7 +16,7 @@ use super::{StepError, bot_worker::Step, send, verify};
 use crate::{
     model::VerificationState,
     store::{
-        StoreError, inbox, verifications,
+        StoreError, verifications,
         verifications::{OpenVerification, Progress},
     },
     telemetry::chain,
@@ -29,13 +29,10 @@ const LOOK_LATE: Duration = Duration::seconds(60);
 /// Of two to-device messages at the same moment Synapse may bring an application service only the
 /// later one. A room key that is missed so shows as an event that cannot be decrypted; a message of a
 /// verification shows as nothing at all, so while one runs over to-device we ask.
-pub(super) async fn ask_again(step: &Step<'_>, begun: DateTime<Utc>) -> Result<(), StepError> {
+pub(super) fn ask_again(step: &mut Step<'_>, begun: DateTime<Utc>) {
     let now = step.now();
     let wait = ((now - begun) / 2).clamp(LOOK_SOON, LOOK_LATE);
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    inbox::ask_reconcile(&mut tx, step.bot.id, now + wait, now).await?;
-    tx.commit().await.map_err(StoreError::from)?;
-    Ok(())
+    step.ask_reconcile(now + wait);
 }
 
 /// A row whose flow is gone: we were restarted meanwhile. The other side is told, so that it does not
@@ -78,12 +75,12 @@ pub(super) async fn flow(step: &mut Step<'_>, row: &OpenVerification) -> Result<
 }
 
 async fn end(
-    step: &Step<'_>,
+    step: &mut Step<'_>,
     row: &OpenVerification,
     state: VerificationState,
     progress: Progress,
 ) -> Result<(), StepError> {
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let mut tx = step.begin().await?;
     verifications::advance(&mut tx, row.id, state, &progress, step.now()).await?;
     tx.commit().await.map_err(StoreError::from)?;
     Ok(())
@@ -91,7 +88,7 @@ async fn end(
 
 /// A cancel for a flow that the machine does not have.
 pub(super) async fn cancel(
-    step: &Step<'_>,
+    step: &mut Step<'_>,
     user: &UserId,
     device: Option<&str>,
     flow_id: &str,
@@ -114,6 +111,6 @@ pub(super) async fn cancel(
         TransactionId::new(),
         messages,
     );
-    step.context.homeserver.send((&step.actor).into(), request).await?;
+    step.homeserver().await?.send((&step.actor).into(), request).await?;
     Ok(())
 }

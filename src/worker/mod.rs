@@ -10,16 +10,21 @@
 //!    homeserver shows of the bot ([`guard`]);
 //! 4. [`undecrypted`]: room events: decrypted, logged, or parked until their key comes;
 //! 5. [`invites`]: accepted or declined by policy;
-//! 6. [`outgoing`]: whatever the machine wants sent: key uploads, key queries, to-device messages;
+//! 6. [`outgoing`]: whatever the machine wants sent: key uploads, key queries ([`device_keys`]),
+//!    to-device messages;
 //! 7. [`verify`]: every verification, one move on;
 //! 8. [`send`]: the outbox.
 //!
-//! A step is at-least-once: it may be broken off anywhere and done again. What it writes, it writes
-//! under the [`Fence`](crate::store::Fence) of its shard. What fails is `retry` or `fail`
-//! ([`StepError`]), is put off with [`backoff`], and touches no other bot.
+//! A step begins with a [`Briefing`](crate::store::briefing::Briefing), read for many bots at once. What
+//! it changes it gathers as [`Rows`](crate::store::Rows), and the [`Committer`] commits those of many
+//! steps together, under the [`Fence`](crate::store::Fence) of each, before anything that follows from
+//! them leaves the process. So a step is at-least-once: it may be broken off anywhere and done again.
+//! What fails is `retry` or `fail` ([`StepError`]), is put off with [`backoff`], and touches no other
+//! bot.
 
 mod backoff;
 mod bot_worker;
+mod device_keys;
 mod error;
 mod guard;
 mod invites;
@@ -38,10 +43,17 @@ mod verify;
 
 use std::sync::Arc;
 
+use regex::Regex;
 use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId};
 
-pub use self::{error::StepError, supervisor::Supervisor};
-use crate::{clock::Clock, config::InvitePolicy, homeserver::Homeserver, store::Store};
+pub use self::{device_keys::InFlight, error::StepError, reconcile::Pace, supervisor::Supervisor};
+use crate::{
+    clock::Clock,
+    config::InvitePolicy,
+    homeserver::Homeserver,
+    model::Respond,
+    store::{Committer, Store},
+};
 
 /// What every step needs; cheap to clone.
 #[derive(Clone)]
@@ -52,6 +64,12 @@ pub struct Context {
     pub homeserver: Homeserver,
     /// The time.
     pub clock: Clock,
+    /// What commits the rows of many steps together.
+    pub committer: Committer,
+    /// Whose devices are just being asked for.
+    pub in_flight: Arc<InFlight>,
+    /// What spreads the looks for lost messages.
+    pub pace: Arc<Pace>,
     /// What the operator decided.
     pub settings: Arc<Settings>,
 }
@@ -61,7 +79,7 @@ pub struct Context {
 pub struct Settings {
     /// How many bots are worked at once.
     pub concurrency: usize,
-    /// How many machines stay in memory.
+    /// How much memory the machines that stay open may take together, in bytes.
     pub machine_cache: usize,
     /// How long a lease lasts.
     pub lease: std::time::Duration,
@@ -75,6 +93,8 @@ pub struct Settings {
     pub space: Option<OwnedRoomId>,
     /// The rooms that new bots join.
     pub rooms: Vec<OwnedRoomId>,
-    /// Whether the built-in responder looks at messages.
-    pub responder: bool,
+    /// The built-in responder, if it is to look at messages.
+    pub respond: Option<Respond>,
+    /// Whose users our bots are: the namespace of the registration.
+    pub namespace: Regex,
 }

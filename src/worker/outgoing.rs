@@ -18,7 +18,7 @@ use ruma::{
 };
 use tracing::warn;
 
-use super::{StepError, bot_worker::Step, repair, send};
+use super::{StepError, bot_worker::Step, device_keys, repair, send};
 use crate::telemetry::chain;
 
 /// The machine may want more after each answer; this bounds a step.
@@ -57,6 +57,7 @@ async fn run_where(
         let mut requests = step.machine().await?.outgoing().await?;
         requests.retain(|request| wanted(request.request()));
         if requests.is_empty() {
+            step.kept().await?.has_requests = false;
             break;
         }
         any = true;
@@ -99,17 +100,17 @@ async fn send_one(
 ) -> Result<(), StepError> {
     match request {
         AnyOutgoingRequest::KeysUpload(request) => {
-            let homeserver = &step.context.homeserver;
+            let homeserver = step.homeserver().await?;
             let answer = match homeserver.send((&step.actor).into(), request.clone()).await {
                 Ok(answer) => answer,
                 Err(error) => return Err(repair::keys_refused(step, error).await),
             };
             step.machine().await?.mark_sent(id, &answer).await?;
         }
-        AnyOutgoingRequest::KeysQuery(request) => query(step, id, request).await.map(|_| ())?,
+        AnyOutgoingRequest::KeysQuery(request) => device_keys::answer(step, id, request).await?,
         AnyOutgoingRequest::KeysClaim(request) => {
             let answer =
-                step.context.homeserver.send((&step.actor).into(), request.clone()).await?;
+                step.homeserver().await?.send((&step.actor).into(), request.clone()).await?;
             step.machine().await?.mark_sent(id, &answer).await?;
         }
         AnyOutgoingRequest::ToDeviceRequest(request) => to_device(step, request).await?,
@@ -128,7 +129,7 @@ async fn query(
     let mut request = get_keys::v3::Request::new();
     request.timeout = query.timeout;
     request.device_keys = query.device_keys.clone();
-    let answer = step.context.homeserver.send((&step.actor).into(), request).await?;
+    let answer = step.homeserver().await?.send((&step.actor).into(), request).await?;
     step.machine().await?.mark_sent(id, &answer).await?;
     Ok(answer)
 }
@@ -152,7 +153,7 @@ pub(super) async fn to_device(
         message.txn_id.clone(),
         message.messages.clone(),
     );
-    let answer = step.context.homeserver.send((&step.actor).into(), request).await?;
+    let answer = step.homeserver().await?.send((&step.actor).into(), request).await?;
     step.machine().await?.mark_sent(&message.txn_id, &answer).await?;
     Ok(())
 }
@@ -163,7 +164,7 @@ pub(super) async fn signatures(
     request: upload_signatures::v3::Request,
 ) -> Result<(), StepError> {
     let id = TransactionId::new();
-    let answer = step.context.homeserver.send((&step.actor).into(), request).await?;
+    let answer = step.homeserver().await?.send((&step.actor).into(), request).await?;
     step.machine().await?.mark_sent(&id, &answer).await?;
     if answer.failures.is_empty() {
         return Ok(());

@@ -17,9 +17,9 @@ use crate::{
     store::{
         StoreError, bots,
         bots::PublicIdentity,
-        inbox::{self, KeyCounts},
+        inbox::KeyCounts,
         outbox,
-        outbox::NewSend,
+        outbox::{Send, SendRow},
         provisioning,
         provisioning::{OpenSignup, Steps},
     },
@@ -30,7 +30,7 @@ const INTRO: &str = "signup-intro";
 
 /// Does what is left to do, and records a failure for whoever waits.
 pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
-    let mut conn = step.context.store.connection().await?;
+    let mut conn = step.connection().await?;
     let sealer = step.context.store.sealer();
     let Some(mut signup) = provisioning::open(&mut conn, sealer, step.bot.id).await? else {
         return Ok(());
@@ -40,7 +40,7 @@ pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
     if let Err(error) = &result
         && !matches!(error, StepError::LeaseLost)
     {
-        let mut tx = step.context.store.begin_fenced(step.fence).await?;
+        let mut tx = step.begin().await?;
         let (errcode, text) = (error.errcode(), error.to_string());
         let name = next_step(&signup.steps);
         let retry = error.is_retry();
@@ -66,15 +66,16 @@ fn next_step(steps: &Steps) -> &'static str {
 
 async fn steps(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(), StepError> {
     if !signup.steps.user {
-        step.context.homeserver.register(&step.bot.user_id).await?;
+        step.homeserver().await?.register(&step.bot.user_id).await?;
         signup.steps.user = true;
         record(step, signup).await?;
     }
     if !signup.steps.device {
         // Making it again would announce a changed device to everybody.
-        if !step.context.homeserver.device_exists(&step.actor).await? {
+        let homeserver = step.homeserver().await?;
+        if !homeserver.device_exists(&step.actor).await? {
             let name = step.bot.display_name.as_deref().unwrap_or("greenshield");
-            step.context.homeserver.create_device(&step.actor, name).await?;
+            homeserver.create_device(&step.actor, name).await?;
         }
         signup.steps.device = true;
         record(step, signup).await?;
@@ -86,8 +87,9 @@ async fn steps(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(), StepE
         record(step, signup).await?;
     }
     if !signup.steps.profile {
+        let homeserver = step.homeserver().await?;
         if let Some(name) = &step.bot.display_name {
-            step.context.homeserver.set_display_name(&step.actor, name).await?;
+            homeserver.set_display_name(&step.actor, name).await?;
         }
         signup.steps.profile = true;
         record(step, signup).await?;
@@ -107,7 +109,7 @@ async fn identity(step: &mut Step<'_>) -> Result<(), StepError> {
     let own = [step.bot.user_id.clone()];
     let published = outgoing::query_keys(step, &own).await?;
     let published = published.master_keys.get(&step.bot.user_id).map(|key| key.json().get());
-    let mut conn = step.context.store.connection().await?;
+    let mut conn = step.connection().await?;
     let stored =
         bots::identity_secrets(&mut conn, step.context.store.sealer(), step.bot.id).await?;
     drop(conn);
@@ -128,12 +130,12 @@ async fn identity(step: &mut Step<'_>) -> Result<(), StepError> {
             "the homeserver publishes another cross-signing identity for this bot than ours",
         ));
     }
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let mut tx = step.begin().await?;
     let (sealer, now) = (step.context.store.sealer(), step.now());
     bots::keep_identity(&mut tx, sealer, step.bot.id, &upload.public, &upload.secrets, now).await?;
     tx.commit().await.map_err(StoreError::from)?;
 
-    let homeserver = &step.context.homeserver;
+    let homeserver = step.homeserver().await?;
     homeserver.send((&step.actor).into(), upload.signing_keys).await?;
     if let Some((id, device_keys)) = upload.device_keys {
         let answer = homeserver.send((&step.actor).into(), device_keys).await?;
@@ -149,7 +151,7 @@ async fn identity(step: &mut Step<'_>) -> Result<(), StepError> {
 }
 
 /// What the homeserver shows of the bot must be what we published.
-async fn check(step: &Step<'_>, ours: &PublicIdentity) -> Result<(), StepError> {
+async fn check(step: &mut Step<'_>, ours: &PublicIdentity) -> Result<(), StepError> {
     let published = guard::published(step, ours).await?;
     if published.is_complete() {
         guard::raise(step, &published).await?;
@@ -165,7 +167,7 @@ async fn join_rooms(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(), 
         if signup.steps.rooms.iter().any(|joined| joined == room.as_str()) {
             continue;
         }
-        step.context.homeserver.join(&step.actor, (&**room).into()).await.map_err(|error| {
+        step.homeserver().await?.join(&step.actor, (&**room).into()).await.map_err(|error| {
             match StepError::from(error) {
                 StepError::Fail { errcode, error } => StepError::fail(
                     errcode,
@@ -186,7 +188,7 @@ async fn direct_room(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(),
     let human = OwnedUserId::try_from(signup.inviter.as_str())
         .map_err(|_| StepError::fail("M_INVALID_PARAM", "the code's inviter is not a user id"))?;
     let marker = format!("{}/{}", step.bot.device_id, signup.id);
-    let homeserver = &step.context.homeserver;
+    let homeserver = step.homeserver().await?;
     let room = if let Some(room) = homeserver.find_direct_room(&step.actor, &marker).await? {
         room
     } else {
@@ -202,21 +204,27 @@ async fn direct_room(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(),
 
 /// Posts the first message, through the outbox like any other.
 async fn intro(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(), StepError> {
-    let room = signup.dm_room.clone().unwrap_or_default();
-    let content = json!({ "msgtype": "m.text", "body": signup.intro });
-    let now = step.now();
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    let new = NewSend {
-        bot: step.bot.id,
-        room_id: &room,
-        txn_id: INTRO,
-        event_type: "m.room.message",
-        content: &content,
-    };
-    outbox::insert(&mut tx, step.context.store.sealer(), new, now).await?;
-    tx.commit().await.map_err(StoreError::from)?;
+    let mut conn = step.connection().await?;
+    let said = outbox::outcome(&mut conn, step.bot.id, INTRO).await?.is_some();
+    drop(conn);
+    if !said && !step.sends.iter().any(|send| send.txn_id == INTRO) {
+        if step.backlog {
+            return Err(StepError::retry("the first message waits for its next attempt"));
+        }
+        let send = Send {
+            room_id: signup.dm_room.clone().unwrap_or_default(),
+            txn_id: INTRO.to_owned(),
+            event_type: "m.room.message".to_owned(),
+            content: json!({ "msgtype": "m.text", "body": signup.intro }),
+            attempts: 0,
+            created_at: step.now(),
+        };
+        let row = SendRow::new(step.context.store.sealer(), step.bot.id, &send)?;
+        step.rows.sends.push(row);
+        step.sends.push(send);
+    }
     send::run(step).await?;
-    let mut conn = step.context.store.connection().await?;
+    let mut conn = step.connection().await?;
     match outbox::outcome(&mut conn, step.bot.id, INTRO).await? {
         Some(Ok(sent)) if sent.session_id.is_some() => {
             signup.steps.intro = true;
@@ -233,11 +241,11 @@ async fn intro(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(), StepE
 
 async fn finish(step: &mut Step<'_>, signup: &OpenSignup) -> Result<(), StepError> {
     let now = step.now();
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let mut tx = step.begin().await?;
     provisioning::finish(&mut tx, signup.id, step.bot.id, &signup.steps, now).await?;
-    // What came before the homeserver had heard of us lies in the device's inbox only.
-    inbox::ask_reconcile(&mut tx, step.bot.id, now, now).await?;
     tx.commit().await.map_err(StoreError::from)?;
+    // What came before the homeserver had heard of us lies in the device's inbox only.
+    step.ask_reconcile(now);
     info!(user_id = %step.bot.user_id, "a bot is ready");
     Ok(())
 }
@@ -245,7 +253,7 @@ async fn finish(step: &mut Step<'_>, signup: &OpenSignup) -> Result<(), StepErro
 async fn record(step: &mut Step<'_>, signup: &OpenSignup) -> Result<(), StepError> {
     let space = step.context.settings.space.as_ref().map(ToString::to_string);
     let space = space.filter(|space| signup.steps.rooms.contains(space));
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let mut tx = step.begin().await?;
     let dm_room = signup.dm_room.as_deref();
     provisioning::record(&mut tx, signup.id, &signup.steps, space.as_deref(), dm_room).await?;
     tx.commit().await.map_err(StoreError::from)?;

@@ -6,11 +6,11 @@ use tracing::{debug, warn};
 use super::{StepError, bot_worker::Step, verify};
 use crate::{
     crypto::{SyncChanges, VerificationMessage},
-    store::{inbox, inbox::Entry, inbox::Work},
+    store::{inbox::Entry, inbox::Work},
 };
 
-/// Takes the entries up. The machine saves what it got before they are removed: broken off in
-/// between, they come again, and the machine knows a message that it has had.
+/// Takes the entries up. What the machine got and that they are done is committed together; broken off
+/// before, they come again, and the machine knows a message that it has had.
 pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), StepError> {
     if entries.is_empty() {
         return Ok(());
@@ -38,7 +38,10 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
         verify::make_way(step, message).await?;
     }
 
-    let received = step.machine().await?.receive(changes).await?;
+    let kept = step.kept().await?;
+    let received = kept.machine.receive(changes).await?;
+    kept.has_requests = true;
+    kept.look_at_rooms_again();
     debug!(
         sessions = received.sessions.len(),
         undecryptable = received.undecryptable,
@@ -54,9 +57,8 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
         verify::heard_to_device(step, message).await?;
     }
 
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    inbox::unpark_sessions(&mut tx, step.bot.id, &received.sessions, step.now()).await?;
-    inbox::remove(&mut tx, &ids).await?;
-    tx.commit().await.map_err(crate::store::StoreError::from)?;
+    let bot = step.bot.id;
+    step.rows.sessions.extend(received.sessions.into_iter().map(|session| (bot, session)));
+    step.rows.done.extend(ids);
     Ok(())
 }

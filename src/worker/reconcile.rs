@@ -6,7 +6,9 @@
 //! like a request to verify a device, would be lost for good. It also empties the device's inbox at the homeserver, which otherwise grows
 //! for ever.
 
-use chrono::Duration;
+use std::sync::{Mutex, PoisonError};
+
+use chrono::{DateTime, Duration, Utc};
 use ruma::OwnedUserId;
 use tracing::{debug, info, warn};
 
@@ -28,19 +30,46 @@ const SWEEP: i64 = 20;
 /// More pages than this are left for the next time.
 const MAX_PAGES: usize = 50;
 
+/// How far apart bots look after activity.
+const APART: Duration = Duration::milliseconds(100);
+
 /// How long after activity we look whether anything was skipped, and how often at most.
 const AFTER_ACTIVITY: Duration = Duration::seconds(5);
 const AT_MOST_EVERY: Duration = Duration::seconds(20);
 
 /// Something came for the bot: looks, a little later, whether something else was skipped.
-pub(super) async fn after_activity(step: &Step<'_>) -> Result<(), StepError> {
+pub(super) async fn after_activity(step: &mut Step<'_>) -> Result<(), StepError> {
+    if !step.has_machine() {
+        return Ok(());
+    }
     let now = step.now();
     let soon = now + AFTER_ACTIVITY;
     let due_at = step.bot.reconciled_at.map_or(soon, |last| soon.max(last + AT_MOST_EVERY));
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    inbox::ask_reconcile(&mut tx, step.bot.id, due_at, now).await?;
-    tx.commit().await.map_err(StoreError::from)?;
+    let paced = &step.context.pace;
+    let kept = step.kept().await?;
+    // Arranged once, and not with every message.
+    if kept.reconcile_at.is_none_or(|arranged| arranged < now) {
+        let due_at = paced.slot(due_at);
+        kept.reconcile_at = Some(due_at);
+        step.ask_reconcile(due_at);
+    }
     Ok(())
+}
+
+/// Spreads reconciles after activity, however many bots are active: a homeserver has other work.
+#[derive(Debug, Default)]
+pub struct Pace {
+    last: Mutex<Option<DateTime<Utc>>>,
+}
+
+impl Pace {
+    /// The first free slot at `due_at` or later.
+    fn slot(&self, due_at: DateTime<Utc>) -> DateTime<Utc> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = last.map_or(due_at, |last| due_at.max(last + APART));
+        *last = Some(slot);
+        slot
+    }
 }
 
 /// Asks for reconciles of bots whose turn it is.
@@ -51,7 +80,7 @@ pub(super) async fn sweep(context: &Context, shards: &[i16]) -> Result<(), Store
     let entries: Vec<_> =
         due.iter().map(|bot| NewEntry { bot: *bot, work: Work::Reconcile, due_at: now }).collect();
     inbox::add(&mut tx, context.store.sealer(), &entries, now).await?;
-    queue::wake(&mut tx, &due, now).await?;
+    queue::wake_everywhere(&mut tx, &due, now).await?;
     tx.commit().await?;
     Ok(())
 }
@@ -62,7 +91,7 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
     let Some(first) = entries.first() else { return Ok(()) };
     let mut done: Vec<_> = entries.iter().map(|entry| entry.id).collect();
     let result = fetch(step).await;
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let mut tx = step.begin().await?;
     match result {
         Err(error) if error.machine_is_whole() => {
             let due_at = backoff::next_attempt(&error, first.attempts + 1, first.id.0, step.now());
@@ -84,12 +113,12 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
 
 /// Fetches page after page into the inbox; each page is committed before it is deleted at the
 /// homeserver.
-async fn fetch(step: &Step<'_>) -> Result<(), StepError> {
+async fn fetch(step: &mut Step<'_>) -> Result<(), StepError> {
     let mut since: Option<String> = None;
     let mut found = 0;
     for _ in 0..MAX_PAGES {
         let page =
-            match step.context.homeserver.to_device_inbox(&step.actor, since.as_deref()).await {
+            match step.homeserver().await?.to_device_inbox(&step.actor, since.as_deref()).await {
                 Ok(page) => page,
                 Err(error) if is_unsupported(&error) => {
                     warn!(
@@ -118,7 +147,7 @@ async fn fetch(step: &Step<'_>) -> Result<(), StepError> {
 }
 
 /// Writes those that are new into the inbox, and tells how many they were.
-async fn take_in(step: &Step<'_>, events: Vec<serde_json::Value>) -> Result<usize, StepError> {
+async fn take_in(step: &mut Step<'_>, events: Vec<serde_json::Value>) -> Result<usize, StepError> {
     let now = step.now();
     let bot = step.bot.id;
     let from_somebody = |event: &serde_json::Value| {
@@ -127,7 +156,7 @@ async fn take_in(step: &Step<'_>, events: Vec<serde_json::Value>) -> Result<usiz
     };
     let events: Vec<_> = events.into_iter().filter(from_somebody).collect();
     let digests: Vec<_> = events.iter().map(|event| (bot, to_device::digest(event))).collect();
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let mut tx = step.begin().await?;
     let fresh = to_device::record(&mut tx, &digests, now).await?;
     let entries: Vec<_> = fresh
         .iter()

@@ -22,7 +22,7 @@ use crate::{
         PgCryptoStore, StoreError, bots,
         bots::PublicIdentity,
         crypto_store::AccountState,
-        inbox::{self, NewEntry, Work},
+        inbox::{self, Work},
         repairs,
         repairs::OpenRepair,
     },
@@ -35,8 +35,8 @@ const SALVAGED: i64 = 1000;
 /// Opens the bot's machine. The machine of an active bot is never made anew in passing, because that
 /// would be other keys under a known device id: an account that is missing or damaged is a repair's
 /// affair, which is begun here.
-pub(super) async fn open_machine(step: &Step<'_>) -> Result<BotMachine, StepError> {
-    let (store, bot) = (&step.context.store, &step.bot);
+pub(super) async fn open_machine(step: &mut Step<'_>) -> Result<BotMachine, StepError> {
+    let (store, bot) = (&step.context.store, step.bot.clone());
     let mut conn = store.connection().await?;
     let has_account = bots::has_account(&mut conn, bot.id).await?;
     let may_make = has_account
@@ -46,7 +46,7 @@ pub(super) async fn open_machine(step: &Step<'_>) -> Result<BotMachine, StepErro
     if !may_make {
         return Err(account_lost(step, "missing").await);
     }
-    match BotMachine::open(store, step.fence, bot).await {
+    match BotMachine::open(store, step.fence, &bot).await {
         Ok(machine) => Ok(machine),
         Err(error) => match account(step).await {
             Ok(Account::Lost(how)) if bot.state == BotState::Active => {
@@ -58,7 +58,7 @@ pub(super) async fn open_machine(step: &Step<'_>) -> Result<BotMachine, StepErro
     }
 }
 
-async fn account_lost(step: &Step<'_>, how: &str) -> StepError {
+async fn account_lost(step: &mut Step<'_>, how: &str) -> StepError {
     match begin(step, RepairReason::Account).await {
         Ok(true) => StepError::retry(format!("the bot's Olm account is {how}: a repair has begun")),
         Ok(false) => StepError::fail(
@@ -74,7 +74,7 @@ async fn account_lost(step: &Step<'_>, how: &str) -> StepError {
 
 /// The homeserver did not take an upload of keys. If that is because it holds other one-time keys under
 /// our ids (we were restored from an older backup), a repair is begun.
-pub(super) async fn keys_refused(step: &Step<'_>, error: HomeserverError) -> StepError {
+pub(super) async fn keys_refused(step: &mut Step<'_>, error: HomeserverError) -> StepError {
     if !is_key_conflict(&error) {
         return error.into();
     }
@@ -93,12 +93,12 @@ fn is_key_conflict(error: &HomeserverError) -> bool {
 }
 
 /// Writes the wish down; tells whether a repair is under way now.
-async fn begin(step: &Step<'_>, reason: RepairReason) -> Result<bool, StepError> {
+async fn begin(step: &mut Step<'_>, reason: RepairReason) -> Result<bool, StepError> {
     if step.bot.state != BotState::Active {
         return Ok(false);
     }
     let device_id = secret::random_string(Alphabet::Upper, 10).map_err(StepError::retry)?;
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let mut tx = step.begin().await?;
     let begun = repairs::ask(&mut tx, step.bot.id, reason, &device_id, step.now()).await?;
     tx.commit().await.map_err(StoreError::from)?;
     if begun {
@@ -110,7 +110,7 @@ async fn begin(step: &Step<'_>, reason: RepairReason) -> Result<bool, StepError>
 
 /// Does the repair that is asked for, if one is.
 pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
-    let mut conn = step.context.store.connection().await?;
+    let mut conn = step.connection().await?;
     let repair = repairs::open(&mut conn, step.bot.id).await?;
     drop(conn);
     let Some(repair) = repair else { return Ok(()) };
@@ -121,7 +121,7 @@ pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
             // Nothing was changed yet, and nothing will change by itself: the wish ends here.
             let over = !error.is_retry() && step.bot.device_id != repair.new_device_id;
             let (text, now) = (chain(&error), step.now());
-            let mut tx = step.context.store.begin_fenced(step.fence).await?;
+            let mut tx = step.begin().await?;
             if over {
                 let outcome = RepairOutcome::Refused;
                 repairs::finish(&mut tx, step.bot.id, outcome, Some(&text), now).await?;
@@ -134,12 +134,11 @@ pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
     }
 }
 
-async fn finish(step: &Step<'_>, outcome: RepairOutcome) -> Result<(), StepError> {
+async fn finish(step: &mut Step<'_>, outcome: RepairOutcome) -> Result<(), StepError> {
     let (bot, now) = (step.bot.id, step.now());
-    let reconcile = NewEntry { bot, work: Work::Reconcile, due_at: now };
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    step.ask_reconcile(now);
+    let mut tx = step.begin().await?;
     repairs::finish(&mut tx, bot, outcome, None, now).await?;
-    inbox::add(&mut tx, step.context.store.sealer(), &[reconcile], now).await?;
     tx.commit().await.map_err(StoreError::from)?;
     info!(user_id = %step.bot.user_id, device_id = %step.bot.device_id, %outcome, "repaired");
     Ok(())
@@ -154,7 +153,7 @@ enum Rung {
 }
 
 async fn climb(step: &mut Step<'_>, repair: &OpenRepair) -> Result<RepairOutcome, StepError> {
-    let mut conn = step.context.store.connection().await?;
+    let mut conn = step.connection().await?;
     let identity = bots::identity(&mut conn, step.bot.id).await?;
     drop(conn);
     let identity = identity.ok_or_else(|| {
@@ -176,9 +175,10 @@ async fn climb(step: &mut Step<'_>, repair: &OpenRepair) -> Result<RepairOutcome
         }
     }
     // Making it again would announce a changed device to everybody.
-    if !step.context.homeserver.device_exists(&step.actor).await? {
+    let homeserver = step.homeserver().await?;
+    if !homeserver.device_exists(&step.actor).await? {
         let name = step.bot.display_name.as_deref().unwrap_or("greenshield");
-        step.context.homeserver.create_device(&step.actor, name).await?;
+        homeserver.create_device(&step.actor, name).await?;
     }
     publish(step, &identity).await?;
     Ok(RepairOutcome::NewDevice)
@@ -201,7 +201,7 @@ fn refuse_other(published: &Published) -> Result<(), StepError> {
 }
 
 async fn rung(
-    step: &Step<'_>,
+    step: &mut Step<'_>,
     repair: &OpenRepair,
     published: &Published,
 ) -> Result<Rung, StepError> {
@@ -214,7 +214,7 @@ async fn rung(
         Account::Whole { curve25519 } => curve25519,
         Account::Lost(how) => return Ok(Rung::NewDevice(how)),
     };
-    if !step.context.homeserver.device_exists(&step.actor).await? {
+    if !step.homeserver().await?.device_exists(&step.actor).await? {
         return Ok(Rung::NewDevice("its device was deleted at the homeserver"));
     }
     Ok(match &published.device {
@@ -235,7 +235,8 @@ enum Account {
     Lost(&'static str),
 }
 
-async fn account(step: &Step<'_>) -> Result<Account, StepError> {
+async fn account(step: &mut Step<'_>) -> Result<Account, StepError> {
+    step.commit().await?;
     let state = crypto_store(step).account_state().await.map_err(StepError::retry)?;
     Ok(match state {
         AccountState::Whole { device_id, curve25519 } if step.bot.device_id == *device_id => {
@@ -247,7 +248,7 @@ async fn account(step: &Step<'_>) -> Result<Account, StepError> {
     })
 }
 
-fn crypto_store(step: &Step<'_>) -> PgCryptoStore {
+fn crypto_store(step: &mut Step<'_>) -> PgCryptoStore {
     PgCryptoStore::new(step.context.store.clone(), step.bot.id, step.fence)
 }
 
@@ -264,7 +265,7 @@ async fn switch(step: &mut Step<'_>) -> Result<(), StepError> {
     if dropped > 0 {
         warn!(dropped, "dropped room keys that do not open");
     }
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let mut tx = step.begin().await?;
     let new = repairs::switch(&mut tx, step.bot.id, &step.bot.user_id, step.now()).await?;
     tx.commit().await.map_err(StoreError::from)?;
     step.bot.device_id.clone_from(&new);
@@ -280,11 +281,11 @@ async fn salvage(step: &mut Step<'_>) -> Result<(), StepError> {
     }
     let (store, bot) = (&step.context.store, step.bot.id);
     let mut conn = store.connection().await?;
-    let entries = inbox::due(&mut conn, store.sealer(), bot, step.now(), SALVAGED).await?;
+    let (entries, _) = inbox::due(&mut conn, store.sealer(), &[bot], step.now(), SALVAGED).await?;
     drop(conn);
     let to_device: Vec<_> = entries
         .into_iter()
-        .filter_map(|entry| match entry.work {
+        .filter_map(|(_, entry)| match entry.work {
             Work::ToDevice(message) => Some(message),
             _ => None,
         })
@@ -294,10 +295,8 @@ async fn salvage(step: &mut Step<'_>) -> Result<(), StepError> {
     }
     let changes = SyncChanges { to_device, ..SyncChanges::default() };
     let received = step.machine().await?.receive(changes).await?;
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    inbox::unpark_sessions(&mut tx, bot, &received.sessions, step.now()).await?;
-    tx.commit().await.map_err(StoreError::from)?;
-    Ok(())
+    step.rows.sessions.extend(received.sessions.into_iter().map(|session| (bot, session)));
+    step.commit().await
 }
 
 /// Publishes the device's keys, signed by the identity that the bot has had from its signup, and looks
@@ -306,7 +305,7 @@ async fn publish(step: &mut Step<'_>, identity: &PublicIdentity) -> Result<(), S
     // The machine takes the private identity only if it has seen the public one.
     let own = [step.bot.user_id.clone()];
     outgoing::query_keys(step, &own).await?;
-    let mut conn = step.context.store.connection().await?;
+    let mut conn = step.connection().await?;
     let secrets = bots::identity_secrets(&mut conn, step.context.store.sealer(), step.bot.id).await;
     drop(conn);
     let secrets = secrets?.ok_or_else(|| StepError::fail("M_UNKNOWN", "the identity is gone"))?;
@@ -316,7 +315,7 @@ async fn publish(step: &mut Step<'_>, identity: &PublicIdentity) -> Result<(), S
         return Err(StepError::fail("M_UNKNOWN", "the machine holds another identity than ours"));
     }
     if let Some((id, device_keys)) = upload.device_keys {
-        let homeserver = &step.context.homeserver;
+        let homeserver = step.homeserver().await?;
         let answer = homeserver.send((&step.actor).into(), device_keys).await?;
         step.machine().await?.mark_sent(&id, &answer).await?;
     }

@@ -1,93 +1,145 @@
-//! The one way into a room: [`message`] decides, at the last moment and in one place, whether a
+//! The one way into a room: [`prepare`] decides, at the last moment and in one place, whether a
 //! message goes out encrypted, and refuses when that cannot be known.
 //!
 //! Before the first message of a room the homeserver is asked for its encryption, its history
 //! visibility and all its members; from then on events keep the rows up to date. Whoever may read (the
-//! joined, and the invited unless history is for joined members only) gets the room key first.
+//! joined, and the invited unless history is for joined members only) gets the room key first; bots of
+//! ours get none, they read in the sender's outbox. As long as neither the room nor anybody's devices
+//! have changed since, all of that is skipped.
+//!
+//! Messages of one step are all encrypted first and then committed, the ratchets with them, and only
+//! then sent: those of a room in order, rooms side by side.
 
-use ruma::{OwnedUserId, RoomId, TransactionId};
+use std::collections::{BTreeMap, HashSet};
+
+use futures_util::future::join_all;
+use ruma::{OwnedTransactionId, OwnedUserId, RoomId, TransactionId};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use tracing::{debug, warn};
 
-use super::{StepError, backoff, bot_worker::Step, outgoing};
+use super::{StepError, backoff, bot_worker::Step, device_keys, machines::ReadyRoom, outgoing};
 use crate::{
     crypto::RoomSettings,
+    homeserver::{Actor, Homeserver},
     store::{
-        StoreError, outbox,
-        outbox::{Send, Sent},
+        StoreError,
+        outbox::{Outcome, OutcomeRow, Send, Sent},
         rooms,
         rooms::Room,
     },
     telemetry::chain,
 };
 
-/// How many messages one round sends: others want their turn.
-const BATCH: i64 = 20;
 /// After this many temporary failures a message is given up.
 const MAX_ATTEMPTS: i32 = 30;
 /// How often news may overtake our question about a room.
 const MAX_QUESTIONS: usize = 5;
 
-/// Sends what is due; tells whether anything was. A message that fails is put off or given up by
-/// itself; those behind it in the same room wait, other rooms go on.
-pub(super) async fn run(step: &mut Step<'_>) -> Result<bool, StepError> {
-    let mut conn = step.context.store.connection().await?;
-    let due =
-        outbox::due(&mut conn, step.context.store.sealer(), step.bot.id, step.now(), BATCH).await?;
-    drop(conn);
-    let any = !due.is_empty();
-    let mut held_back: Vec<String> = Vec::new();
-    for send in due {
+/// A message as it goes to the homeserver.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    event_type: String,
+    content: Value,
+    session_id: Option<String>,
+    devices: Option<i32>,
+}
+
+/// Sends what the step has to send. A message that fails is put off or given up by itself; those behind
+/// it in the same room wait, other rooms go on.
+pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
+    let sends = std::mem::take(&mut step.sends);
+    let mut held_back: HashSet<String> = HashSet::new();
+    let mut prepared: BTreeMap<String, Vec<(Send, Prepared)>> = BTreeMap::new();
+    for send in sends {
         if held_back.contains(&send.room_id) {
             continue;
         }
-        if let Err(error) = deliver(step, &send).await? {
-            warn!(send = %send.id, error = chain(&error), attempts = send.attempts, "a message was not sent");
-            if put_off(step, &send, &error).await? {
-                held_back.push(send.room_id);
+        match prepare_send(step, &send).await {
+            Ok(ready) => prepared.entry(send.room_id.clone()).or_default().push((send, ready)),
+            Err(error) if !error.machine_is_whole() => return Err(error),
+            Err(error) => {
+                if failed(step, &send, &error) {
+                    held_back.insert(send.room_id);
+                }
             }
         }
     }
-    Ok(any)
+    if prepared.is_empty() {
+        return Ok(());
+    }
+    let homeserver = step.homeserver().await?;
+    let (actor, bot) = (step.actor.clone(), step.bot.id);
+    let rooms = prepared.into_values().map(|messages| {
+        let actor = &actor;
+        async move {
+            let mut results = Vec::with_capacity(messages.len());
+            for (send, ready) in messages {
+                let txn_id = homeserver_txn_id(bot, &send);
+                let result = put(homeserver, actor, &send.room_id, &txn_id, ready).await;
+                let stop = result.as_ref().is_err_and(StepError::is_retry);
+                results.push((send, result));
+                if stop {
+                    break;
+                }
+            }
+            results
+        }
+    });
+    for (send, result) in join_all(rooms).await.into_iter().flatten() {
+        match result {
+            Ok(sent) => {
+                metrics::counter!("greenshield_messages_sent_total").increment(1);
+                record(step, send.txn_id, Outcome::Sent(sent));
+            }
+            Err(error) => _ = failed(step, &send, &error),
+        }
+    }
+    Ok(())
 }
 
-/// Sends one message of the outbox. The inner result is the message's own failure, the outer one the
-/// step's.
-async fn deliver(step: &mut Step<'_>, send: &Send) -> Result<Result<(), StepError>, StepError> {
+async fn prepare_send(step: &mut Step<'_>, send: &Send) -> Result<Prepared, StepError> {
     let Ok(room) = <&RoomId>::try_from(send.room_id.as_str()) else {
-        return Ok(Err(StepError::fail("M_INVALID_PARAM", "this is not a room id")));
+        return Err(StepError::fail("M_INVALID_PARAM", "this is not a room id"));
     };
-    // The creation time makes the id unique across databases that a homeserver may have seen.
-    let txn_id = format!("gs-{}-{}-{}", step.bot.id, send.id, send.created_at.timestamp_micros());
-    let result = message(step, room, &send.event_type, &send.content, txn_id.as_str().into()).await;
-    let sent = match result {
-        Ok(sent) => sent,
-        Err(StepError::LeaseLost) => return Err(StepError::LeaseLost),
-        Err(error) => return Ok(Err(error)),
-    };
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    outbox::sent(&mut tx, send.id, &sent, step.now()).await?;
-    tx.commit().await.map_err(StoreError::from)?;
-    metrics::counter!("greenshield_messages_sent_total").increment(1);
-    Ok(Ok(()))
+    prepare(step, room, &send.event_type, &send.content).await
+}
+
+/// The homeserver's id for a message, the same at every attempt. The creation time makes it unique
+/// across databases that a homeserver may have seen, the bot across bots.
+fn homeserver_txn_id(bot: crate::model::BotId, send: &Send) -> OwnedTransactionId {
+    let digest = Sha256::digest(send.txn_id.as_bytes());
+    let short = u64::from_be_bytes(std::array::from_fn(|i| digest[i]));
+    format!("gs-{bot}-{}-{short:x}", send.created_at.timestamp_micros()).into()
 }
 
 /// Puts a failed message off (true) or gives it up (false).
-async fn put_off(step: &Step<'_>, send: &Send, error: &StepError) -> Result<bool, StepError> {
+fn failed(step: &mut Step<'_>, send: &Send, error: &StepError) -> bool {
+    warn!(
+        txn_id = send.txn_id,
+        error = chain(error),
+        attempts = send.attempts,
+        "a message was not sent"
+    );
     let now = step.now();
     let again = error.is_retry() && send.attempts < MAX_ATTEMPTS;
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    if again {
-        let due_at = backoff::next_attempt(error, send.attempts + 1, send.id.0, now);
-        outbox::put_off(&mut tx, send.id, &error.to_string(), due_at).await?;
+    let text = error.to_string();
+    let outcome = if again {
+        let salt = step.bot.id.0;
+        Outcome::PutOff(backoff::next_attempt(error, send.attempts + 1, salt, now), text)
     } else {
-        outbox::fail(&mut tx, send.id, &error.to_string(), now).await?;
-    }
-    tx.commit().await.map_err(StoreError::from)?;
-    Ok(again)
+        Outcome::Failed(text)
+    };
+    record(step, send.txn_id.clone(), outcome);
+    again
 }
 
-/// Sends a message into a room, encrypted if the room is.
+fn record(step: &mut Step<'_>, txn_id: String, outcome: Outcome) {
+    let (bot, at) = (step.bot.id, step.now());
+    step.rows.outcomes.push(OutcomeRow { bot, txn_id, outcome, at });
+}
+
+/// Sends a message into a room at once, encrypted if the room is.
 pub(super) async fn message(
     step: &mut Step<'_>,
     room_id: &RoomId,
@@ -95,27 +147,55 @@ pub(super) async fn message(
     content: &Value,
     txn_id: &TransactionId,
 ) -> Result<Sent, StepError> {
+    let prepared = prepare(step, room_id, event_type, content).await?;
+    let homeserver = step.homeserver().await?;
+    put(homeserver, &step.actor, room_id.as_str(), txn_id, prepared).await
+}
+
+async fn put(
+    homeserver: &Homeserver,
+    actor: &Actor,
+    room_id: &str,
+    txn_id: &TransactionId,
+    message: Prepared,
+) -> Result<Sent, StepError> {
+    let room_id = <&RoomId>::try_from(room_id)
+        .map_err(|_| StepError::fail("M_INVALID_PARAM", "this is not a room id"))?;
+    let Prepared { event_type, content, session_id, devices } = message;
+    let event_id = homeserver.send_event(actor, room_id, &event_type, txn_id, &content).await?;
+    debug!(%event_id, ?devices, encrypted = session_id.is_some(), "sent");
+    Ok(Sent { event_id: event_id.to_string(), session_id, devices })
+}
+
+/// A message as it goes to the homeserver: encrypted if the room is, whoever may read it having been
+/// given the key. What follows from it is committed before it is sent.
+async fn prepare(
+    step: &mut Step<'_>,
+    room_id: &RoomId,
+    event_type: &str,
+    content: &Value,
+) -> Result<Prepared, StepError> {
     let room = known_room(step, room_id).await?;
     let Some(encryption) = room.encryption.as_ref().filter(|_| !stays_clear(event_type)) else {
-        let event_id = step
-            .context
-            .homeserver
-            .send_event(&step.actor, room_id, event_type, txn_id, content)
-            .await?;
-        return Ok(Sent { event_id: event_id.to_string(), session_id: None, devices: None });
+        return Ok(Prepared {
+            event_type: event_type.to_owned(),
+            content: content.clone(),
+            session_id: None,
+            devices: None,
+        });
     };
-    let settings = RoomSettings::new(encryption, &room.history_visibility)?;
-    let readers = readers(step, room_id, &room).await?;
-    let devices = share_key(step, room_id, &readers, &settings).await?;
+    let state = ReadyRoom { version: room.version, epoch: step.device_epoch };
+    let mut devices = 0;
+    if !step.kept().await?.may_encrypt(room_id, state) {
+        let settings = RoomSettings::new(encryption, &room.history_visibility)?;
+        let readers = readers(step, room_id, &room).await?;
+        devices = share_key(step, room_id, &readers, &settings).await?;
+        step.kept().await?.note_ready(room_id, state);
+    }
     let encrypted = step.machine().await?.encrypt(room_id, event_type, content).await?;
-    let event_id = step
-        .context
-        .homeserver
-        .send_event(&step.actor, room_id, "m.room.encrypted", txn_id, &encrypted.content)
-        .await?;
-    debug!(%event_id, devices, "sent, encrypted");
-    Ok(Sent {
-        event_id: event_id.to_string(),
+    Ok(Prepared {
+        event_type: "m.room.encrypted".to_owned(),
+        content: encrypted.content,
         session_id: Some(encrypted.session_id),
         devices: i32::try_from(devices).ok(),
     })
@@ -127,15 +207,22 @@ fn stays_clear(event_type: &str) -> bool {
 }
 
 /// What is known of the room, the homeserver having been asked if that is not enough.
-pub(super) async fn known_room(step: &Step<'_>, room_id: &RoomId) -> Result<Room, StepError> {
-    let homeserver = &step.context.homeserver;
+pub(super) async fn known_room(step: &mut Step<'_>, room_id: &RoomId) -> Result<Room, StepError> {
+    if let Some(room) = step.rooms.get(room_id.as_str())
+        && room.members_complete
+        && room.encryption_checked
+    {
+        return Ok(Room::clone(room));
+    }
     for _ in 0..MAX_QUESTIONS {
-        let mut conn = step.context.store.connection().await?;
+        let mut conn = step.connection().await?;
         let room = rooms::load(&mut conn, room_id.as_str()).await?;
         drop(conn);
         if room.members_complete && room.encryption_checked {
+            step.rooms.insert(room_id.to_string(), room.clone().into());
             return Ok(room);
         }
+        let homeserver = step.homeserver().await?;
         let encryption = homeserver.state(&step.actor, room_id, "m.room.encryption").await?;
         let visibility =
             homeserver.state(&step.actor, room_id, "m.room.history_visibility").await?;
@@ -149,7 +236,7 @@ pub(super) async fn known_room(step: &Step<'_>, room_id: &RoomId) -> Result<Room
             .as_ref()
             .and_then(|content| content.get("history_visibility")?.as_str())
             .unwrap_or("shared");
-        let mut tx = step.context.store.begin_fenced(step.fence).await?;
+        let mut tx = step.begin().await?;
         // If an event told something newer meanwhile, this is not written, and we ask again.
         rooms::answer(
             &mut tx,
@@ -166,7 +253,7 @@ pub(super) async fn known_room(step: &Step<'_>, room_id: &RoomId) -> Result<Room
     Err(StepError::retry("the room changes faster than we can ask about it"))
 }
 
-/// Whoever may read the next message.
+/// Whoever may read the next message and does not read it in our own database.
 async fn readers(
     step: &Step<'_>,
     room_id: &RoomId,
@@ -177,7 +264,9 @@ async fn readers(
         memberships.push("invite".to_owned());
     }
     let mut conn = step.context.store.connection().await?;
-    Ok(rooms::members(&mut conn, room_id.as_str(), &memberships).await?)
+    let mut readers = rooms::members(&mut conn, room_id.as_str(), &memberships).await?;
+    readers.retain(|user| *user == step.bot.user_id || !step.is_ours(user.as_str()));
+    Ok(readers)
 }
 
 /// Gives the room key to every device of `readers` that lacks it, and tells to how many it went.
@@ -189,9 +278,11 @@ async fn share_key(
 ) -> Result<usize, StepError> {
     step.machine().await?.track(readers).await?;
     // Devices that changed, and those of users who are new to us, are asked for first.
+    device_keys::look(step).await?;
     outgoing::run_keys(step).await?;
     if let Some((id, claim)) = step.machine().await?.missing_sessions(readers).await? {
-        let answer = step.context.homeserver.send((&step.actor).into(), claim).await?;
+        let homeserver = step.homeserver().await?;
+        let answer = homeserver.send((&step.actor).into(), claim).await?;
         step.machine().await?.mark_sent(&id, &answer).await?;
     }
     let requests = step.machine().await?.share_room_key(room_id, readers, settings).await?;

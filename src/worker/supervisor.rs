@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use futures_util::FutureExt as _;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +24,14 @@ use super::{
 };
 use crate::{
     model::BotId,
-    store::{Fence, Signal, Signals, StoreError, bots, leases::Process, queue, queue::DueBot},
+    store::{
+        Fence, Rows, Signal, Signals, StoreError,
+        bots::Note,
+        briefing::{self, Briefing},
+        leases::Process,
+        queue,
+        queue::{DueBot, FinishedRow},
+    },
     telemetry::{chain, count},
 };
 
@@ -71,7 +79,13 @@ impl Supervisor {
             tokio::select! {
                 () = stop.cancelled() => break,
                 _ = renew.tick() => self.renew().await,
-                Some(ended) = self.steps.join_next_with_id() => self.ended(&ended),
+                Some(ended) = self.steps.join_next_with_id() => {
+                    self.ended(&ended);
+                    // Steps end together, because they commit together: the next ones begin together.
+                    while let Some(ended) = self.steps.try_join_next_with_id() {
+                        self.ended(&ended);
+                    }
+                }
                 _ = signal.changed() => {}
                 () = tokio::time::sleep(wait) => {}
             }
@@ -106,6 +120,7 @@ impl Supervisor {
         };
         self.fences = fences.into_iter().map(|fence| (fence.shard, fence)).collect();
         self.lock_machines().keep_only(&self.fences);
+        self.signals.set_alone(self.process.owns_all(self.fences.len()));
         let shards: Vec<i16> = self.fences.keys().copied().collect();
         metrics::gauge!("greenshield_leased_shards").set(count(shards.len()));
         if let Err(error) = self.sweep(&shards).await {
@@ -151,9 +166,17 @@ impl Supervisor {
         let now = self.context.clock.now();
         let mut conn = self.context.store.connection().await?;
         let limit = i64::try_from(room).unwrap_or(i64::MAX);
-        let due = queue::due(&mut conn, &shards, &busy, now, limit).await?;
-        for bot in due {
-            self.start(bot);
+        let sealer = self.context.store.sealer();
+        let claimed = briefing::claim(&mut conn, sealer, &shards, &busy, now, limit).await?;
+        let full = claimed.ready.len() == room;
+        for briefing in claimed.ready {
+            self.start(briefing);
+        }
+        for due in claimed.unreadable {
+            self.put_off_unreadable(due).await;
+        }
+        if full {
+            return Ok(LOOK_ANYWAY);
         }
         let busy: Vec<BotId> = self.busy.iter().copied().collect();
         let next = queue::next_due(&mut conn, &shards, &busy).await?;
@@ -161,18 +184,29 @@ impl Supervisor {
         Ok(wait.clamp(Duration::from_millis(1), LOOK_ANYWAY))
     }
 
-    fn start(&mut self, due: DueBot) {
-        let Some(fence) = self.fences.get(&due.shard).copied() else { return };
+    fn start(&mut self, briefing: Briefing) {
+        let Some(fence) = self.fences.get(&briefing.due.shard).copied() else { return };
         let context = self.context.clone();
         let machines = Arc::clone(&self.machines);
-        self.busy.insert(due.bot);
-        let span = tracing::info_span!("worker.step", bot = %due.bot);
+        let bot = briefing.bot.id;
+        self.busy.insert(bot);
+        let span = tracing::info_span!("worker.step", %bot);
         let task = async move {
-            run_step(&context, &machines, due, fence).await;
-            due.bot
+            run_step(&context, &machines, briefing, fence).await;
+            bot
         };
         let handle = self.steps.spawn(task.instrument(span));
-        self.tasks.insert(handle.id(), due.bot);
+        self.tasks.insert(handle.id(), bot);
+    }
+
+    /// A bot whose row cannot be read is looked at again rarely, and keeps no other from its turn.
+    async fn put_off_unreadable(&self, due: DueBot) {
+        let Some(fence) = self.fences.get(&due.shard).copied() else { return };
+        let error = StepError::fail("M_UNKNOWN", "the bot's row cannot be read: see the log");
+        let rows = ended_with(&self.context, due, &error, false);
+        if let Err(error) = self.context.committer.commit(fence, rows).await {
+            error!(error = chain(&error), "could not put off a bot that cannot be read");
+        }
     }
 
     fn ended(&mut self, ended: &Result<(tokio::task::Id, BotId), JoinError>) {
@@ -192,58 +226,73 @@ impl Supervisor {
 
 /// One step of one bot, and what follows from how it ended. A panic is caught, counted, and hurts only
 /// this step.
-async fn run_step(context: &Context, machines: &Mutex<Machines>, due: DueBot, fence: Fence) {
+async fn run_step(context: &Context, machines: &Mutex<Machines>, briefing: Briefing, fence: Fence) {
     let started = std::time::Instant::now();
+    let due = briefing.due;
     let kept = machines.lock().unwrap_or_else(PoisonError::into_inner).take(due.bot, fence);
-    let step = bot_worker::step(context, due.bot, fence, kept);
-    let outcome = std::panic::AssertUnwindSafe(step).catch_unwind().await.unwrap_or_else(|_| {
+    let step = bot_worker::step(context, briefing, fence, kept);
+    let outcome = std::panic::AssertUnwindSafe(step).catch_unwind().await;
+    let Outcome { kept, progressed, mut rows, result } = outcome.unwrap_or_else(|_| {
         metrics::counter!("greenshield_step_panics_total").increment(1);
-        let panicked = StepError::fail("M_UNKNOWN", "a step panicked: see the log");
-        Outcome::new(None, false, Err(panicked))
+        Outcome {
+            kept: None,
+            progressed: false,
+            rows: Rows::default(),
+            result: Err(StepError::fail("M_UNKNOWN", "a step panicked: see the log")),
+        }
     });
     metrics::histogram!("greenshield_step_seconds").record(started.elapsed().as_secs_f64());
-    let Outcome { machine, pinned, progressed, result } = outcome;
-    if let Some(machine) = machine {
-        let mut machines = machines.lock().unwrap_or_else(PoisonError::into_inner);
-        machines.put(due.bot, Kept { machine, fence, pinned });
-        metrics::gauge!("greenshield_machines").set(count(machines.len()));
-    }
-    let now = context.clock.now();
-    let (next, failures, said) = match result {
-        Ok(next) => (next, 0, None),
+    rows.merge(match &result {
+        Ok(next) => ended_well(context, due, *next),
         Err(StepError::LeaseLost) => {
             info!("another process has taken this bot over");
             return;
         }
+        Err(error) => ended_with(context, due, error, progressed),
+    });
+    match context.committer.commit(fence, rows).await {
+        // Only now is the machine as far as the database.
+        Ok(()) => keep(machines, due.bot, kept),
+        Err(StoreError::LeaseLost) => info!("another process has taken this bot over"),
         Err(error) => {
-            let kind = if error.is_retry() { "retry" } else { "fail" };
-            metrics::counter!("greenshield_step_errors_total", "kind" => kind).increment(1);
-            let failures = if progressed { 1 } else { due.failures.saturating_add(1) };
-            let next = backoff::next_attempt(&error, failures, due.bot.0, now);
-            let said = chain(&error);
-            warn!(error = said, kind, failures, next_attempt_at = %next, "a step failed");
-            (Some(next), failures, Some(said))
+            error!(error = chain(&error), "could not record the end of a step");
+            // What the step gathered may be what cannot be written: without it.
+            let rows = ended_with(context, due, &StepError::retry(error), false);
+            if let Err(error) = context.committer.commit(fence, rows).await {
+                // The bot stays due: it is simply done again.
+                error!(error = chain(&error), "could not put the bot off either");
+            }
         }
-    };
-    if let Err(error) = finish(context, due, fence, next, failures, said.as_deref()).await {
-        // The bot stays due: it is simply done again.
-        error!(error = chain(&error), "could not record the end of a step");
     }
 }
 
-async fn finish(
-    context: &Context,
-    due: DueBot,
-    fence: Fence,
-    next: Option<chrono::DateTime<chrono::Utc>>,
-    failures: i32,
-    said: Option<&str>,
-) -> Result<(), StoreError> {
-    let mut tx = context.store.begin_fenced(fence).await?;
-    if said.is_some() || due.failures > 0 {
-        bots::note_error(&mut tx, due.bot, said, context.clock.now()).await?;
+fn keep(machines: &Mutex<Machines>, bot: BotId, kept: Option<Kept>) {
+    let Some(kept) = kept else { return };
+    let mut machines = machines.lock().unwrap_or_else(PoisonError::into_inner);
+    machines.put(bot, kept);
+    metrics::gauge!("greenshield_machines").set(count(machines.len()));
+    metrics::gauge!("greenshield_machine_bytes").set(count(machines.bytes()));
+}
+
+fn ended_well(context: &Context, due: DueBot, next: Option<DateTime<Utc>>) -> Rows {
+    let mut rows = Rows::default();
+    if due.failures > 0 {
+        rows.notes.push(Note { bot: due.bot, error: None, at: context.clock.now() });
     }
-    queue::finish(&mut tx, due, next, failures).await?;
-    tx.commit().await?;
-    Ok(())
+    rows.finished.push(FinishedRow { due, next, failures: 0 });
+    rows
+}
+
+fn ended_with(context: &Context, due: DueBot, error: &StepError, progressed: bool) -> Rows {
+    let kind = if error.is_retry() { "retry" } else { "fail" };
+    metrics::counter!("greenshield_step_errors_total", "kind" => kind).increment(1);
+    let now = context.clock.now();
+    let failures = if progressed { 1 } else { due.failures.saturating_add(1) };
+    let next = backoff::next_attempt(error, failures, due.bot.0, now);
+    let said = chain(error);
+    warn!(error = said, kind, failures, next_attempt_at = %next, "a step failed");
+    let mut rows = Rows::default();
+    rows.notes.push(Note { bot: due.bot, error: Some(said), at: now });
+    rows.finished.push(FinishedRow { due, next: Some(next), failures });
+    rows
 }

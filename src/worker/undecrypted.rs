@@ -1,63 +1,54 @@
 //! Room events: decrypted once for everybody, logged for each bot, or parked until their key comes.
 //!
-//! An event that some other bot has decrypted is logged without a machine. One whose key is missing
-//! keeps its place in the inbox: it is tried again when its key comes, when another bot decrypts it,
-//! and now and then; and a missing key makes the bot ask for to-device messages that got lost.
+//! An event that some other bot has decrypted is logged without a machine, and so is one that a bot of
+//! ours sent: what it says lies in that bot's outbox, and no keys travel between our own bots. One whose
+//! key is missing keeps its place in the inbox: it is tried again when its key comes, when another bot
+//! decrypts it, and now and then; and a missing key makes the bot ask for to-device messages that got
+//! lost. A command is answered in the commit that logs it.
 
-use std::collections::{HashMap, HashSet};
+use std::{collections::HashMap, sync::Arc};
 
 use chrono::Duration;
 use ruma::RoomId;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tracing::{debug, info};
 
 use super::{StepError, backoff, bot_worker::Step, verify};
 use crate::{
     crypto::{Undecryptable, VerificationMessage},
-    model::{BotId, Decryption, EventSeq},
+    model::{Decryption, EventSeq, Heard},
     store::{
-        StoreError, events,
-        events::StoredEvent,
-        inbox,
-        inbox::{Entry, Work},
-        queue,
+        events::{ClearRow, LogRow, StoredEvent},
+        inbox::{Entry, ParkedRow, Work},
+        outbox::{self, Send, SendRow},
     },
 };
 
 /// How long a key may take to come.
 const GIVE_UP_AFTER: Duration = Duration::days(7);
+/// How long the outbox of a bot of ours may take to say what was sent: it is written right after.
+const GIVE_UP_OURS_AFTER: Duration = Duration::minutes(10);
 /// How long after a missing key is noticed we ask for what was lost: the ordinary way is faster.
 const RECONCILE_AFTER: Duration = Duration::seconds(2);
 
+/// The events of a briefing.
+pub(super) type Events = HashMap<EventSeq, Arc<StoredEvent>>;
+
 /// Takes the entries up, one by one.
-pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), StepError> {
-    if entries.is_empty() {
-        return Ok(());
-    }
-    let seqs: Vec<EventSeq> = entries.iter().filter_map(seq_of).collect();
-    let mut conn = step.context.store.connection().await?;
-    let loaded = events::load(&mut conn, step.context.store.sealer(), &seqs).await?;
-    let logged: HashSet<_> =
-        events::logged(&mut conn, step.bot.id, &seqs).await?.into_iter().collect();
-    drop(conn);
-    let mut loaded: HashMap<EventSeq, StoredEvent> =
-        loaded.into_iter().map(|event| (event.seq, event)).collect();
+pub(super) async fn run(
+    step: &mut Step<'_>,
+    entries: Vec<Entry>,
+    events: &Events,
+) -> Result<(), StepError> {
     for entry in entries {
-        let event = seq_of(&entry).and_then(|seq| loaded.remove(&seq));
-        match event {
-            Some(event) if !logged.contains(&event.seq) => read(step, &entry, event).await?,
+        let Work::RoomEvent(seq) = entry.work else { continue };
+        match events.get(&seq) {
+            Some(event) if !entry.logged => read(step, &entry, event).await?,
             // Logged before, or its row is gone or damaged: nothing is left to do for it.
-            _ => done(step, &entry).await?,
+            _ => step.rows.done.push(entry.id),
         }
     }
     Ok(())
-}
-
-fn seq_of(entry: &Entry) -> Option<EventSeq> {
-    match entry.work {
-        Work::RoomEvent(seq) => Some(seq),
-        _ => None,
-    }
 }
 
 /// How one event reads.
@@ -66,22 +57,31 @@ enum Reading {
     Not(Undecryptable),
 }
 
-async fn read(step: &mut Step<'_>, entry: &Entry, event: StoredEvent) -> Result<(), StepError> {
-    match reading(step, entry, &event).await? {
+async fn read(step: &mut Step<'_>, entry: &Entry, event: &StoredEvent) -> Result<(), StepError> {
+    let patience = if step.is_ours(&event.sender) { GIVE_UP_OURS_AFTER } else { GIVE_UP_AFTER };
+    match reading(step, entry, event).await? {
         Reading::Clear { json, how, fresh } => {
             // A verification must have been fed before the event counts as seen.
             if let Some(message) = VerificationMessage::from_room_event(&json) {
                 verify::heard_in_room(step, &message, &json).await?;
             }
-            log(step, entry, &event, &json, how, fresh).await
+            if fresh {
+                let (sealer, now) = (step.context.store.sealer(), step.now());
+                let row = ClearRow::new(sealer, &json, step.bot.id, now)?;
+                step.rows.clear.insert(event.seq, row);
+            }
+            log(step, entry, event, how);
+            answer(step, event, &json)
         }
-        Reading::Not(why) if why.may_come() && step.now() - entry.received_at < GIVE_UP_AFTER => {
-            park(step, entry, &event, &why).await
+        Reading::Not(why) if why.may_come() && step.now() - entry.received_at < patience => {
+            park(step, entry, event, &why);
+            Ok(())
         }
         Reading::Not(why) => {
             info!(event_id = event.event_id, reason = why.reason(), "giving an event up");
             metrics::counter!("greenshield_events_given_up_total").increment(1);
-            log(step, entry, &event, &event.json, Decryption::Failed, false).await
+            log(step, entry, event, Decryption::Failed);
+            Ok(())
         }
     }
 }
@@ -91,13 +91,19 @@ async fn reading(
     entry: &Entry,
     event: &StoredEvent,
 ) -> Result<Reading, StepError> {
-    let late = if entry.attempts > 0 { Decryption::Late } else { Decryption::Ok };
+    let how = if entry.attempts > 0 { Decryption::Late } else { Decryption::Ok };
     if event.event_type != "m.room.encrypted" {
         let json = with_room(event.json.clone(), &event.room_id);
         return Ok(Reading::Clear { json, how: Decryption::Plain, fresh: false });
     }
     if let Some(clear) = &event.clear {
-        return Ok(Reading::Clear { json: clear.clone(), how: late, fresh: false });
+        return Ok(Reading::Clear { json: clear.clone(), how, fresh: false });
+    }
+    if step.is_ours(&event.sender) {
+        return Ok(match said_by_us(step, event).await? {
+            Some(json) => Reading::Clear { json, how, fresh: true },
+            None => Reading::Not(Undecryptable::KeyMissing),
+        });
     }
     let Ok(room) = <&RoomId>::try_from(event.room_id.as_str()) else {
         return Ok(Reading::Not(Undecryptable::Never("malformed")));
@@ -105,10 +111,27 @@ async fn reading(
     Ok(match step.machine().await?.decrypt(room, &event.json).await? {
         Ok(clear) => {
             let json = with_room(clear, &event.room_id);
-            Reading::Clear { json, how: late, fresh: true }
+            Reading::Clear { json, how, fresh: true }
         }
         Err(why) => Reading::Not(why),
     })
+}
+
+/// What a bot of ours sent as this event, once its outbox says so.
+async fn said_by_us(step: &mut Step<'_>, event: &StoredEvent) -> Result<Option<Value>, StepError> {
+    // Nothing that this step has gathered is about other bots' outboxes.
+    let mut conn = step.context.store.connection().await?;
+    let said = outbox::said(&mut conn, step.context.store.sealer(), &event.event_id).await?;
+    Ok(said.map(|(event_type, content)| {
+        json!({
+            "type": event_type,
+            "content": content,
+            "event_id": event.event_id,
+            "room_id": event.room_id,
+            "sender": event.sender,
+            "origin_server_ts": event.origin_server_ts,
+        })
+    }))
 }
 
 /// Transactions carry the room id, an answer of `/messages` may not.
@@ -119,30 +142,44 @@ fn with_room(mut json: Value, room_id: &str) -> Value {
     json
 }
 
-async fn log(
-    step: &Step<'_>,
-    entry: &Entry,
-    event: &StoredEvent,
-    json: &Value,
-    how: Decryption,
-    fresh: bool,
-) -> Result<(), StepError> {
-    let now = step.now();
-    let sealer = step.context.store.sealer();
-    let respond = step.context.settings.responder && how != Decryption::Failed && is_text(json);
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    let mut others: Vec<BotId> = Vec::new();
-    if fresh {
-        events::set_clear(&mut tx, sealer, event.seq, json, step.bot.id, now).await?;
-        others = inbox::unpark_event(&mut tx, event.seq, now).await?;
-        others.retain(|bot| *bot != step.bot.id);
+fn log(step: &mut Step<'_>, entry: &Entry, event: &StoredEvent, decryption: Decryption) {
+    step.rows.logged.push(LogRow { bot: step.bot.id, event: event.seq, decryption });
+    step.rows.done.push(entry.id);
+    metrics::counter!("greenshield_events_logged_total", "decryption" => decryption.as_str())
+        .increment(1);
+}
+
+/// Asks the responder, and takes what it says into the outbox.
+fn answer(step: &mut Step<'_>, event: &StoredEvent, json: &Value) -> Result<(), StepError> {
+    let Some(respond) = step.context.settings.respond else { return Ok(()) };
+    if step.is_ours(&event.sender) || !is_text(json) {
+        return Ok(());
     }
-    events::log(&mut tx, step.bot.id, event.seq, how, respond, now).await?;
-    inbox::remove(&mut tx, &[entry.id]).await?;
-    queue::wake(&mut tx, &others, now).await?;
-    crate::store::Signal::Logged.notify(&mut tx).await?;
-    tx.commit().await.map_err(StoreError::from)?;
-    metrics::counter!("greenshield_events_logged_total", "decryption" => how.as_str()).increment(1);
+    let content = respond(&Heard {
+        user_id: &step.bot.user_id,
+        device_id: &step.bot.device_id,
+        display_name: step.bot.display_name.as_deref(),
+        master_key: step.bot.master_key.as_deref(),
+        event: json,
+        event_id: &event.event_id,
+        sender: &event.sender,
+        age_ms: event.received_at.timestamp_millis().saturating_sub(event.origin_server_ts),
+    });
+    let Some(content) = content else { return Ok(()) };
+    debug!(event_id = event.event_id, "answering");
+    let send = Send {
+        room_id: event.room_id.clone(),
+        txn_id: format!("respond-{}", event.event_id),
+        event_type: "m.room.message".to_owned(),
+        content,
+        attempts: 0,
+        created_at: step.now(),
+    };
+    let row = SendRow::new(step.context.store.sealer(), step.bot.id, &send)?;
+    step.rows.sends.push(row);
+    if !step.backlog {
+        step.sends.push(send);
+    }
     Ok(())
 }
 
@@ -151,30 +188,26 @@ fn is_text(json: &Value) -> bool {
         && json.pointer("/content/msgtype").and_then(Value::as_str) == Some("m.text")
 }
 
-async fn park(
-    step: &Step<'_>,
-    entry: &Entry,
-    event: &StoredEvent,
-    why: &Undecryptable,
-) -> Result<(), StepError> {
+fn park(step: &mut Step<'_>, entry: &Entry, event: &StoredEvent, why: &Undecryptable) {
     let now = step.now();
-    let session = event.session_id.clone().unwrap_or_default();
     debug!(
         event_id = event.event_id,
         reason = why.reason(),
         "parking an event until its key comes"
     );
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    let due_at = now + backoff::next_look(entry.attempts);
-    inbox::park(&mut tx, entry.id, &session, &why.reason(), due_at).await?;
-    inbox::ask_reconcile(&mut tx, step.bot.id, now + RECONCILE_AFTER, now).await?;
-    tx.commit().await.map_err(StoreError::from)?;
-    Ok(())
-}
-
-async fn done(step: &Step<'_>, entry: &Entry) -> Result<(), StepError> {
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    inbox::remove(&mut tx, &[entry.id]).await?;
-    tx.commit().await.map_err(StoreError::from)?;
-    Ok(())
+    let ours = step.is_ours(&event.sender);
+    let wait = if ours && entry.attempts == 0 {
+        std::time::Duration::from_secs(1)
+    } else {
+        backoff::next_look(entry.attempts)
+    };
+    step.rows.parked.push(ParkedRow {
+        entry: entry.id,
+        session: event.session_id.clone().unwrap_or_default(),
+        reason: why.reason(),
+        due_at: now + wait,
+    });
+    if !ours {
+        step.ask_reconcile(now + RECONCILE_AFTER);
+    }
 }

@@ -33,7 +33,7 @@ pub(super) async fn make_way(
     if step.machine().await?.flow(&message.sender, &message.flow_id).is_some() {
         return Ok(());
     }
-    let mut conn = step.context.store.connection().await?;
+    let mut conn = step.connection().await?;
     let open = verifications::open(&mut conn, step.bot.id).await?;
     drop(conn);
     for row in &open {
@@ -64,10 +64,11 @@ pub(super) async fn heard_to_device(
     message: &VerificationMessage,
 ) -> Result<(), StepError> {
     let known = step.machine().await?.flow(&message.sender, &message.flow_id).is_some();
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let mut tx = step.begin().await?;
     if known && message.begins() {
         let (user, flow) = (message.sender.as_str(), message.flow_id.as_str());
         verifications::begin(&mut tx, step.bot.id, user, flow, None, false, step.now()).await?;
+        step.verifying = true;
     }
     note_mac(&mut tx, step, message).await?;
     let open = verifications::open(&mut tx, step.bot.id).await?;
@@ -101,13 +102,16 @@ pub(super) async fn heard_in_room(
     } else if step.machine().await?.flow(&message.sender, &message.flow_id).is_none() {
         return Ok(());
     }
-    step.machine().await?.receive_room_verification(event).await?;
+    let kept = step.kept().await?;
+    kept.machine.receive_room_verification(event).await?;
+    kept.has_requests = true;
     let heeded = step.machine().await?.flow(&message.sender, &message.flow_id).is_some();
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let mut tx = step.begin().await?;
     if message.is_request() && heeded {
         let room = message.room.as_deref().map(ruma::RoomId::as_str);
         let (user, flow) = (message.sender.as_str(), message.flow_id.as_str());
         verifications::begin(&mut tx, step.bot.id, user, flow, room, false, step.now()).await?;
+        step.verifying = true;
     } else if message.is_request() {
         // Too old, or from a device that its owner has not published.
         info!(sender = %message.sender, "a verification request was not heeded");
@@ -131,26 +135,29 @@ async fn note_mac(
 
 /// Moves every open verification on.
 pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
-    let mut conn = step.context.store.connection().await?;
+    let mut conn = step.connection().await?;
     let open = verifications::open(&mut conn, step.bot.id).await?;
     drop(conn);
-    step.verifying = !open.is_empty();
     let mut any_over = false;
+    step.verifying = false;
     let mut newest_to_device = None;
     for row in open {
         if advance(step, &row).await? {
             any_over = true;
-        } else if row.room_id.is_none() {
+            continue;
+        }
+        step.verifying = true;
+        if row.room_id.is_none() {
             newest_to_device = Some(row.created_at);
         }
     }
     if any_over {
         sweep(step).await?;
     }
-    match newest_to_device {
-        Some(begun) => lost::ask_again(step, begun).await,
-        None => Ok(()),
+    if let Some(begun) = newest_to_device {
+        lost::ask_again(step, begun);
     }
+    Ok(())
 }
 
 /// Sweeps finished flows out of the machine, where they would collide with the next: all of them, so
@@ -222,7 +229,7 @@ async fn record(
         metrics::counter!("greenshield_verifications_total", "state" => state.as_str())
             .increment(1);
     }
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let mut tx = step.begin().await?;
     verifications::advance(&mut tx, row.id, state, &progress, step.now()).await?;
     tx.commit().await.map_err(StoreError::from)?;
     Ok(matches!(state, VerificationState::Done | VerificationState::Cancelled))
@@ -285,7 +292,7 @@ async fn confirm(step: &mut Step<'_>, flow: &Flow) -> Result<(), StepError> {
 /// How far a session is trusted is fixed when its key arrives at the human's client: only a key that
 /// arrives now counts as verified.
 pub(super) async fn start_new_keys(step: &mut Step<'_>, human: &UserId) -> Result<(), StepError> {
-    let mut conn = step.context.store.connection().await?;
+    let mut conn = step.connection().await?;
     let shared = rooms::shared_rooms(&mut conn, step.bot.user_id.as_str(), human.as_str()).await?;
     drop(conn);
     for room in shared {

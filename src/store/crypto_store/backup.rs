@@ -11,6 +11,7 @@ use super::{
 
 /// How many keys there are, and how many of them in the backup of this version.
 pub(super) async fn counts(store: &PgCryptoStore, version: Option<&str>) -> Result<RoomKeyCounts> {
+    store.settle().await?;
     let row = sqlx::query!(
         r#"-- crypto_store.backup.counts
         SELECT COUNT(*) AS "total!", COUNT(*) FILTER (WHERE backed_up_to = $2) AS "backed_up!"
@@ -33,6 +34,7 @@ pub(super) async fn load_missing(
     version: &str,
     limit: usize,
 ) -> Result<Vec<InboundGroupSession>> {
+    store.settle().await?;
     // Three ranges of an index instead of IS DISTINCT FROM, which no index serves: usually there is
     // nothing to find among many keys.
     let rows = sqlx::query_as!(
@@ -73,6 +75,7 @@ pub(super) async fn mark(
         .iter()
         .map(|(room_id, session_id)| (room_id.as_str().to_owned(), (*session_id).to_owned()))
         .unzip();
+    store.cache().forget_inbound();
     let mut write = store.turn().await.begin().await?;
     sqlx::query!(
         "-- crypto_store.backup.mark
@@ -92,6 +95,7 @@ pub(super) async fn mark(
 
 /// No key is in any backup: the backup was disabled.
 pub(super) async fn reset(store: &PgCryptoStore) -> Result<()> {
+    store.cache().forget_inbound();
     let mut write = store.turn().await.begin().await?;
     sqlx::query!(
         "-- crypto_store.backup.reset

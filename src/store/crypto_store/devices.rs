@@ -1,11 +1,17 @@
 //! `crypto_devices` and `crypto_identities`: whom a bot knows, and how far it trusts them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use matrix_sdk_crypto::{DeviceData, UserIdentityData};
 use ruma::{DeviceId, OwnedDeviceId, UserId};
 
-use super::{PgCryptoStore, PgCryptoStoreError, Result, Write};
+use sqlx::PgConnection;
+
+use super::{PgCryptoStore, PgCryptoStoreError, Result};
+use crate::{
+    model::BotId,
+    store::{SealError, StoreError},
+};
 
 const DEVICES: &str = "crypto_devices";
 const IDENTITIES: &str = "crypto_identities";
@@ -16,19 +22,7 @@ pub(super) async fn load(
     user_id: &UserId,
     device_id: &DeviceId,
 ) -> Result<Option<DeviceData>> {
-    let sealed = sqlx::query_scalar!(
-        "-- crypto_store.devices.load
-        SELECT sealed_device FROM crypto_devices
-        WHERE bot_id = $1 AND user_id = $2 AND device_id = $3",
-        store.bot.0,
-        user_id.as_str(),
-        device_id.as_str(),
-    )
-    .fetch_optional(store.pool())
-    .await?;
-    sealed
-        .map(|sealed| store.open(DEVICES, &[user_id.as_str(), device_id.as_str()], &sealed))
-        .transpose()
+    Ok(load_of_user(store, user_id).await?.remove(device_id))
 }
 
 /// The bot's own device.
@@ -42,6 +36,10 @@ pub(super) async fn load_of_user(
     store: &PgCryptoStore,
     user_id: &UserId,
 ) -> Result<HashMap<OwnedDeviceId, DeviceData>> {
+    if let Some(devices) = store.cache().devices(user_id) {
+        return Ok(devices);
+    }
+    store.settle().await?;
     let rows = sqlx::query!(
         "-- crypto_store.devices.load_of_user
         SELECT device_id, sealed_device FROM crypto_devices WHERE bot_id = $1 AND user_id = $2",
@@ -50,77 +48,100 @@ pub(super) async fn load_of_user(
     )
     .fetch_all(store.pool())
     .await?;
-    rows.into_iter()
+    let devices: HashMap<OwnedDeviceId, DeviceData> = rows
+        .into_iter()
         .map(|row| {
             let device =
                 store.open(DEVICES, &[user_id.as_str(), &row.device_id], &row.sealed_device)?;
             Ok((row.device_id.into(), device))
         })
-        .collect()
+        .collect::<Result<_>>()?;
+    store.cache().keep_devices(user_id, devices.clone());
+    Ok(devices)
 }
 
-/// Sealed devices by user and device id.
-pub(super) type Rows = BTreeMap<(String, String), Vec<u8>>;
+/// Sealed devices by bot, user and device id; `None` for one that its user has logged out.
+pub(super) type Rows = BTreeMap<(BotId, String, String), Option<Vec<u8>>>;
+
+/// Sealed identities by bot and user.
+pub(super) type IdentityRows = BTreeMap<(BotId, String), Vec<u8>>;
 
 /// Seals.
 pub(super) fn prepare<'a>(
     store: &PgCryptoStore,
     devices: impl Iterator<Item = &'a DeviceData>,
+    deleted: &[DeviceData],
 ) -> Result<Rows> {
-    devices
-        .map(|device| {
-            let (user_id, device_id) = key(device);
-            let sealed = store.seal(DEVICES, &[&user_id, &device_id], device)?;
-            Ok(((user_id, device_id), sealed))
-        })
-        .collect()
-}
-
-fn key(device: &DeviceData) -> (String, String) {
-    (device.user_id().as_str().to_owned(), device.device_id().as_str().to_owned())
+    let key = |device: &DeviceData| {
+        (store.bot, device.user_id().as_str().to_owned(), device.device_id().as_str().to_owned())
+    };
+    let mut rows = Rows::new();
+    for device in devices {
+        store.cache().change_device(device, false);
+        let (bot, user_id, device_id) = key(device);
+        let sealed = store.seal(DEVICES, &[&user_id, &device_id], device)?;
+        rows.insert((bot, user_id, device_id), Some(sealed));
+    }
+    for device in deleted {
+        store.cache().change_device(device, true);
+        rows.insert(key(device), None);
+    }
+    Ok(rows)
 }
 
 /// Writes what [`prepare`] made.
-pub(super) async fn save(write: &mut Write<'_>, rows: Rows) -> Result<()> {
-    if rows.is_empty() {
+pub(super) async fn save(conn: &mut PgConnection, rows: Rows) -> Result<(), StoreError> {
+    let (mut kept, mut deleted) = (Vec::new(), Vec::new());
+    for (key, sealed) in rows {
+        match sealed {
+            Some(sealed) => kept.push((key, sealed)),
+            None => deleted.push(key),
+        }
+    }
+    delete(conn, deleted).await?;
+    if kept.is_empty() {
         return Ok(());
     }
-    let (keys, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
-    let (user_ids, device_ids): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
+    let (keys, sealed): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
+    let (bots, user_ids, device_ids): (Vec<_>, Vec<_>, Vec<_>) =
+        keys.into_iter().map(|(bot, user_id, device_id)| (bot.0, user_id, device_id)).collect();
     sqlx::query!(
         "-- crypto_store.devices.save
         INSERT INTO crypto_devices (bot_id, user_id, device_id, sealed_device)
-        SELECT $1, r.user_id, r.device_id, r.sealed
-        FROM UNNEST($2::TEXT[], $3::TEXT[], $4::BYTEA[]) AS r (user_id, device_id, sealed)
+        SELECT r.bot_id, r.user_id, r.device_id, r.sealed
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::TEXT[], $4::BYTEA[])
+            AS r (bot_id, user_id, device_id, sealed)
         ON CONFLICT (bot_id, user_id, device_id) DO UPDATE
         SET sealed_device = EXCLUDED.sealed_device",
-        write.bot.0,
+        &bots,
         &user_ids,
         &device_ids,
         &sealed,
     )
-    .execute(&mut *write.tx)
+    .execute(conn)
     .await?;
     Ok(())
 }
 
-/// Deletes devices that their users have logged out.
-pub(super) async fn delete(write: &mut Write<'_>, devices: &[DeviceData]) -> Result<()> {
-    if devices.is_empty() {
+async fn delete(
+    conn: &mut PgConnection,
+    keys: Vec<(BotId, String, String)>,
+) -> Result<(), StoreError> {
+    if keys.is_empty() {
         return Ok(());
     }
-    let keys: BTreeSet<_> = devices.iter().map(key).collect();
-    let (user_ids, device_ids): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
+    let (bots, user_ids, device_ids): (Vec<_>, Vec<_>, Vec<_>) =
+        keys.into_iter().map(|(bot, user_id, device_id)| (bot.0, user_id, device_id)).collect();
     sqlx::query!(
         "-- crypto_store.devices.delete
         DELETE FROM crypto_devices AS d
-        USING UNNEST($2::TEXT[], $3::TEXT[]) AS r (user_id, device_id)
-        WHERE d.bot_id = $1 AND d.user_id = r.user_id AND d.device_id = r.device_id",
-        write.bot.0,
+        USING UNNEST($1::BIGINT[], $2::TEXT[], $3::TEXT[]) AS r (bot_id, user_id, device_id)
+        WHERE d.bot_id = r.bot_id AND d.user_id = r.user_id AND d.device_id = r.device_id",
+        &bots,
         &user_ids,
         &device_ids,
     )
-    .execute(&mut *write.tx)
+    .execute(conn)
     .await?;
     Ok(())
 }
@@ -130,6 +151,13 @@ pub(super) async fn load_identity(
     store: &PgCryptoStore,
     user_id: &UserId,
 ) -> Result<Option<UserIdentityData>> {
+    if let Some(identity) = store.cache().identity(user_id) {
+        return Ok(identity
+            .map(|json| serde_json::from_slice(&json))
+            .transpose()
+            .map_err(|error| SealError::Content(IDENTITIES, error))?);
+    }
+    store.settle().await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.devices.load_identity
         SELECT sealed_identity FROM crypto_identities WHERE bot_id = $1 AND user_id = $2",
@@ -138,41 +166,57 @@ pub(super) async fn load_identity(
     )
     .fetch_optional(store.pool())
     .await?;
-    sealed.map(|sealed| store.open(IDENTITIES, &[user_id.as_str()], &sealed)).transpose()
+    let json = sealed
+        .map(|sealed| store.open_bytes(IDENTITIES, &[user_id.as_str()], &sealed))
+        .transpose()?;
+    let identity = json
+        .as_ref()
+        .map(|json| serde_json::from_slice(json))
+        .transpose()
+        .map_err(|error| SealError::Content(IDENTITIES, error))?;
+    store.cache().keep_identity(user_id, json.map(|json| json.to_vec()));
+    Ok(identity)
 }
 
-/// Seals, by user.
+/// Seals.
 pub(super) fn prepare_identities<'a>(
     store: &PgCryptoStore,
     identities: impl Iterator<Item = &'a UserIdentityData>,
-) -> Result<BTreeMap<String, Vec<u8>>> {
+) -> Result<IdentityRows> {
     identities
         .map(|identity| {
-            let user_id = identity.user_id().as_str();
-            Ok((user_id.to_owned(), store.seal(IDENTITIES, &[user_id], identity)?))
+            let user_id = identity.user_id();
+            let json = serde_json::to_vec(identity)
+                .map_err(|error| SealError::Content(IDENTITIES, error))?;
+            let sealed = store.seal_bytes(IDENTITIES, &[user_id.as_str()], &json)?;
+            store.cache().keep_identity(user_id, Some(json));
+            Ok(((store.bot, user_id.to_string()), sealed))
         })
         .collect()
 }
 
 /// Writes what [`prepare_identities`] made.
 pub(super) async fn save_identities(
-    write: &mut Write<'_>,
-    rows: BTreeMap<String, Vec<u8>>,
-) -> Result<()> {
+    conn: &mut PgConnection,
+    rows: IdentityRows,
+) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }
-    let (user_ids, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let (keys, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let (bots, user_ids): (Vec<_>, Vec<_>) =
+        keys.into_iter().map(|(bot, user_id)| (bot.0, user_id)).unzip();
     sqlx::query!(
         "-- crypto_store.devices.save_identities
         INSERT INTO crypto_identities (bot_id, user_id, sealed_identity)
-        SELECT $1, r.user_id, r.sealed FROM UNNEST($2::TEXT[], $3::BYTEA[]) AS r (user_id, sealed)
+        SELECT r.bot_id, r.user_id, r.sealed
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::BYTEA[]) AS r (bot_id, user_id, sealed)
         ON CONFLICT (bot_id, user_id) DO UPDATE SET sealed_identity = EXCLUDED.sealed_identity",
-        write.bot.0,
+        &bots,
         &user_ids,
         &sealed,
     )
-    .execute(&mut *write.tx)
+    .execute(conn)
     .await?;
     Ok(())
 }

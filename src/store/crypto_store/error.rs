@@ -19,9 +19,6 @@ pub enum PgCryptoStoreError {
     /// The account's own device is missing.
     #[error("the bot's own device is not in its store")]
     NoOwnDevice,
-    /// An account with other keys was to overwrite the one that is stored.
-    #[error("the store holds another account of this bot, which is never overwritten")]
-    OtherAccount,
 }
 
 impl From<sqlx::Error> for PgCryptoStoreError {

@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 
 use matrix_sdk_crypto::olm::{
-    InboundGroupSession, OutboundGroupSession, PickledInboundGroupSession, SenderDataType,
+    InboundGroupSession, OutboundGroupSession, PickledInboundGroupSession,
+    PickledOutboundGroupSession, SenderDataType,
 };
 use ruma::RoomId;
 use tracing::warn;
 use vodozemac::Curve25519PublicKey;
 
-use super::{PgCryptoStore, PgCryptoStoreError, Result, Write};
+use sqlx::PgConnection;
+
+use super::{PgCryptoStore, PgCryptoStoreError, Result};
+use crate::{model::BotId, store::StoreError};
 
 const INBOUND: &str = "crypto_inbound_group_sessions";
 const OUTBOUND: &str = "crypto_outbound_group_sessions";
@@ -39,6 +43,7 @@ pub(super) fn open_all(store: &PgCryptoStore, rows: &[Row]) -> Result<Vec<Inboun
 
 /// Those room keys that do not open: room and session.
 pub(super) async fn damaged(store: &PgCryptoStore) -> Result<Vec<(String, String)>> {
+    store.settle().await?;
     let rows = sqlx::query_as!(
         Row,
         "-- crypto_store.group_sessions.damaged
@@ -58,6 +63,10 @@ pub(super) async fn load(
     room_id: &RoomId,
     session_id: &str,
 ) -> Result<Option<InboundGroupSession>> {
+    if let Some(session) = store.cache().inbound(room_id, session_id) {
+        return Ok(Some(session));
+    }
+    store.settle().await?;
     let row = sqlx::query_as!(
         Row,
         "-- crypto_store.group_sessions.load
@@ -69,11 +78,14 @@ pub(super) async fn load(
     )
     .fetch_optional(store.pool())
     .await?;
-    row.map(|row| row.open(store)).transpose()
+    let session = row.map(|row| row.open(store)).transpose()?;
+    store.cache().keep_inbound(session.iter());
+    Ok(session)
 }
 
 /// Every room key of the bot. Nothing that runs often asks for this.
 pub(super) async fn load_all(store: &PgCryptoStore) -> Result<Vec<InboundGroupSession>> {
+    store.settle().await?;
     let rows = sqlx::query_as!(
         Row,
         "-- crypto_store.group_sessions.load_all
@@ -92,6 +104,7 @@ pub(super) async fn load_by_room(
     store: &PgCryptoStore,
     room_id: &RoomId,
 ) -> Result<Vec<InboundGroupSession>> {
+    store.settle().await?;
     let rows = sqlx::query_as!(
         Row,
         "-- crypto_store.group_sessions.load_by_room
@@ -117,6 +130,7 @@ pub(super) async fn load_by_device(
     after: Option<String>,
     limit: usize,
 ) -> Result<Vec<InboundGroupSession>> {
+    store.settle().await?;
     let rows = sqlx::query_as!(
         Row,
         "-- crypto_store.group_sessions.load_by_device
@@ -136,6 +150,7 @@ pub(super) async fn load_by_device(
 }
 
 /// What a room key is stored with.
+#[derive(Clone, Debug)]
 pub(super) struct InboundRow {
     sender_key: String,
     sender_data_type: i16,
@@ -143,13 +158,16 @@ pub(super) struct InboundRow {
     sealed: Vec<u8>,
 }
 
-/// Sealed room keys by room and session id.
-pub(super) type InboundRows = BTreeMap<(String, String), InboundRow>;
+/// Sealed room keys by bot, room and session id.
+pub(super) type InboundRows = BTreeMap<(BotId, String, String), InboundRow>;
+
+/// Sealed sessions that bots send with, by bot and room.
+pub(super) type OutboundRows = BTreeMap<(BotId, String), Vec<u8>>;
 
 /// Pickles and seals.
 pub(super) async fn prepare_inbound(
     store: &PgCryptoStore,
-    sessions: Vec<InboundGroupSession>,
+    sessions: &[InboundGroupSession],
 ) -> Result<InboundRows> {
     let mut rows = InboundRows::new();
     for session in sessions {
@@ -162,7 +180,7 @@ pub(super) async fn prepare_inbound(
             backed_up: pickle.backed_up,
             sealed: store.seal(INBOUND, &[&room_id, &session_id], &pickle)?,
         };
-        rows.insert((room_id, session_id), row);
+        rows.insert((store.bot, room_id, session_id), row);
     }
     Ok(rows)
 }
@@ -172,15 +190,16 @@ pub(super) async fn prepare_inbound(
 /// A key that is not backed up goes to the next backup, even if one like it went before: it is saved
 /// anew because it became better. A backed-up key without a version keeps the version that it has.
 pub(super) async fn save_inbound(
-    write: &mut Write<'_>,
+    conn: &mut PgConnection,
     rows: InboundRows,
     version: Option<&str>,
-) -> Result<()> {
+) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }
     let (keys, rows): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
-    let (room_ids, session_ids): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
+    let (bots, room_ids, session_ids): (Vec<_>, Vec<_>, Vec<_>) =
+        keys.into_iter().map(|(bot, room_id, id)| (bot.0, room_id, id)).collect();
     let sender_data_types: Vec<_> = rows.iter().map(|row| row.sender_data_type).collect();
     let backed_up: Vec<_> = rows.iter().map(|row| row.backed_up).collect();
     let (sender_keys, sealed): (Vec<_>, Vec<_>) =
@@ -191,10 +210,12 @@ pub(super) async fn save_inbound(
             bot_id, room_id, session_id, sender_key, sender_data_type, backed_up, backed_up_to,
             sealed_session
         )
-        SELECT $1, r.room_id, r.session_id, r.sender_key, r.sender_data_type, r.backed_up,
+        SELECT r.bot_id, r.room_id, r.session_id, r.sender_key, r.sender_data_type, r.backed_up,
             CASE WHEN r.backed_up THEN $8 END, r.sealed
-        FROM UNNEST($2::TEXT[], $3::TEXT[], $4::TEXT[], $5::SMALLINT[], $6::BOOLEAN[], $7::BYTEA[])
-            AS r (room_id, session_id, sender_key, sender_data_type, backed_up, sealed)
+        FROM UNNEST(
+            $1::BIGINT[], $2::TEXT[], $3::TEXT[], $4::TEXT[], $5::SMALLINT[], $6::BOOLEAN[],
+            $7::BYTEA[]
+        ) AS r (bot_id, room_id, session_id, sender_key, sender_data_type, backed_up, sealed)
         ON CONFLICT (bot_id, room_id, session_id) DO UPDATE
         SET sender_key = EXCLUDED.sender_key,
             sender_data_type = EXCLUDED.sender_data_type,
@@ -203,7 +224,7 @@ pub(super) async fn save_inbound(
                 WHEN EXCLUDED.backed_up THEN COALESCE(EXCLUDED.backed_up_to, s.backed_up_to)
             END,
             sealed_session = EXCLUDED.sealed_session",
-        write.bot.0,
+        &bots,
         &room_ids,
         &session_ids,
         &sender_keys,
@@ -212,7 +233,7 @@ pub(super) async fn save_inbound(
         &sealed,
         version,
     )
-    .execute(&mut *write.tx)
+    .execute(conn)
     .await?;
     Ok(())
 }
@@ -232,10 +253,11 @@ pub(super) async fn import(
             "room keys say otherwise than their backup version whether they are backed up"
         );
     }
+    store.cache().forget_inbound();
     let turn = store.turn().await;
-    let rows = prepare_inbound(store, sessions).await?;
+    let rows = prepare_inbound(store, &sessions).await?;
     let mut write = turn.begin().await?;
-    save_inbound(&mut write, rows, version).await?;
+    save_inbound(&mut write.tx, rows, version).await?;
     write.commit().await
 }
 
@@ -244,6 +266,7 @@ pub(super) async fn load_outbound(
     store: &PgCryptoStore,
     room_id: &RoomId,
 ) -> Result<Option<OutboundGroupSession>> {
+    store.settle().await?;
     let Some(sealed) = sqlx::query_scalar!(
         "-- crypto_store.group_sessions.load_outbound
         SELECT sealed_session FROM crypto_outbound_group_sessions
@@ -256,46 +279,52 @@ pub(super) async fn load_outbound(
     else {
         return Ok(None);
     };
-    let pickle = store.open(OUTBOUND, &[room_id.as_str()], &sealed)?;
+    let pickle: PickledOutboundGroupSession = store.open(OUTBOUND, &[room_id.as_str()], &sealed)?;
+    store.cache().note_outbound(&pickle);
     let account = store.static_account().await?;
     OutboundGroupSession::from_pickle(account.device_id, account.identity_keys, pickle)
         .map(Some)
         .map_err(|_| PgCryptoStoreError::Pickle(OUTBOUND))
 }
 
-/// Pickles and seals, by room.
+/// Pickles and seals; notes how much of each session is used up.
 pub(super) async fn prepare_outbound(
     store: &PgCryptoStore,
     sessions: Vec<OutboundGroupSession>,
-) -> Result<BTreeMap<String, Vec<u8>>> {
-    let mut rows = BTreeMap::new();
+) -> Result<OutboundRows> {
+    let mut rows = OutboundRows::new();
     for session in sessions {
         let room_id = session.room_id().as_str().to_owned();
-        let sealed = store.seal(OUTBOUND, &[&room_id], &session.pickle().await)?;
-        rows.insert(room_id, sealed);
+        let pickle = session.pickle().await;
+        store.cache().note_outbound(&pickle);
+        let sealed = store.seal(OUTBOUND, &[&room_id], &pickle)?;
+        rows.insert((store.bot, room_id), sealed);
     }
     Ok(rows)
 }
 
 /// Writes what [`prepare_outbound`] made.
 pub(super) async fn save_outbound(
-    write: &mut Write<'_>,
-    rows: BTreeMap<String, Vec<u8>>,
-) -> Result<()> {
+    conn: &mut PgConnection,
+    rows: OutboundRows,
+) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }
-    let (room_ids, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let (keys, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let (bots, room_ids): (Vec<_>, Vec<_>) =
+        keys.into_iter().map(|(bot, room_id)| (bot.0, room_id)).unzip();
     sqlx::query!(
         "-- crypto_store.group_sessions.save_outbound
         INSERT INTO crypto_outbound_group_sessions (bot_id, room_id, sealed_session)
-        SELECT $1, r.room_id, r.sealed FROM UNNEST($2::TEXT[], $3::BYTEA[]) AS r (room_id, sealed)
+        SELECT r.bot_id, r.room_id, r.sealed
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::BYTEA[]) AS r (bot_id, room_id, sealed)
         ON CONFLICT (bot_id, room_id) DO UPDATE SET sealed_session = EXCLUDED.sealed_session",
-        write.bot.0,
+        &bots,
         &room_ids,
         &sealed,
     )
-    .execute(&mut *write.tx)
+    .execute(conn)
     .await?;
     Ok(())
 }

@@ -6,7 +6,7 @@
 //! Three rules hold for everything here:
 //!
 //! - **Every statement says whose.** The bot is the first part of every key, and no statement leaves
-//!   it out ([`prune_olm_hashes`] and [`bots_tracking`] are about the fleet, and say so).
+//!   it out ([`prune_olm_hashes`] is about the fleet, and says so).
 //! - **Every write is fenced.** A write is one transaction that first holds the shard's lease, so a
 //!   process that lost it changes nothing, however late it wakes up. Within a process the writes of a
 //!   store take [turns](Turn): what is pickled later is written later.
@@ -24,6 +24,7 @@
 
 mod account;
 mod backup;
+mod cache;
 mod changes;
 mod device;
 mod devices;
@@ -31,6 +32,7 @@ mod error;
 mod group_sessions;
 mod requests;
 mod rooms;
+mod rows;
 mod seal;
 mod sessions;
 #[cfg(test)]
@@ -41,19 +43,22 @@ mod values;
 
 use std::{
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, PoisonError, RwLock},
+    time::SystemTime,
 };
 
 use chrono::{DateTime, Utc};
 use matrix_sdk_crypto::olm::StaticAccountData;
+use ruma::RoomId;
 use sqlx::{PgPool, Postgres, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 
+use self::cache::Cache;
 pub use self::{
     device::{AccountState, forget_device},
     error::{PgCryptoStoreError, lease_lost},
+    rows::CryptoRows,
     sessions::prune_olm_hashes,
-    users::bots_tracking,
 };
 use super::{Fence, Store, StoreError};
 use crate::{clock::Clock, model::BotId};
@@ -74,8 +79,8 @@ enum Writer {
 
 /// One bot's crypto store; clones are the same store.
 ///
-/// Have one per bot and process: the turns that keep an older pickle from overwriting a newer one are
-/// kept in memory.
+/// Have one per bot and process: the turns that keep an older pickle from overwriting a newer one, and
+/// what was read and gathered, are kept in memory.
 #[derive(Clone)]
 pub struct PgCryptoStore {
     store: Store,
@@ -84,7 +89,10 @@ pub struct PgCryptoStore {
     clock: Clock,
     /// Who we are, which sessions need when they are loaded; known once the account is.
     account: Arc<RwLock<Option<StaticAccountData>>>,
-    turns: Arc<Mutex<()>>,
+    /// Whose turn it is to write, and what was gathered and not written yet.
+    gathered: Arc<Mutex<CryptoRows>>,
+    gathers: bool,
+    cache: Arc<StdMutex<Cache>>,
 }
 
 impl fmt::Debug for PgCryptoStore {
@@ -122,8 +130,49 @@ impl PgCryptoStore {
             writer,
             clock: Clock::system(),
             account: Arc::default(),
-            turns: Arc::default(),
+            gathered: Arc::default(),
+            gathers: false,
+            cache: Arc::default(),
         }
+    }
+
+    /// The same store, but what is saved is only gathered, until [`PgCryptoStore::take_gathered`] or a
+    /// read that the cache cannot answer. Whoever sends anything that follows from it writes it first.
+    #[must_use]
+    pub fn gathering(mut self) -> Self {
+        self.gathers = true;
+        self
+    }
+
+    /// What was gathered, to be written together with what else the caller writes.
+    pub async fn take_gathered(&self) -> CryptoRows {
+        std::mem::take(&mut *self.gathered.lock().await)
+    }
+
+    /// Whether the room's session can encrypt one more message as it is: shared, not invalidated and
+    /// not used up. `false` also where that is not known.
+    #[must_use]
+    pub fn may_encrypt(&self, room_id: &RoomId, now: SystemTime) -> bool {
+        self.cache().may_encrypt(room_id, now)
+    }
+
+    /// About how much memory the store takes for what it remembers.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.cache().bytes()
+    }
+
+    fn cache(&self) -> StdMutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what was gathered: before a read that it might answer.
+    async fn settle(&self) -> Result<()> {
+        let turn = self.turn().await;
+        if turn.gathered.is_empty() {
+            return Ok(());
+        }
+        turn.begin().await?.commit().await
     }
 
     /// Who we are, if the account was loaded or saved through this store.
@@ -151,7 +200,7 @@ impl PgCryptoStore {
 
     /// Waits for the writes before this one.
     async fn turn(&self) -> Turn<'_> {
-        Turn { store: self, guard: self.turns.lock().await }
+        Turn { store: self, gathered: self.gathered.lock().await }
     }
 }
 
@@ -159,13 +208,27 @@ impl PgCryptoStore {
 /// that was pickled before somebody else's write and written after it would go back in time.
 struct Turn<'a> {
     store: &'a PgCryptoStore,
-    guard: MutexGuard<'a, ()>,
+    gathered: MutexGuard<'a, CryptoRows>,
 }
 
 impl<'a> Turn<'a> {
-    /// Begins the write, under the fence.
-    async fn begin(self) -> Result<Write<'a>> {
-        let tx = match self.store.writer {
+    /// Gathers rows, or writes them at once if the store does not gather.
+    async fn gather(mut self, rows: CryptoRows) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.gathered.merge(rows);
+        if self.store.gathers {
+            return Ok(());
+        }
+        self.begin().await?.commit().await
+    }
+
+    /// Begins the write, under the fence, with what was gathered before.
+    async fn begin(mut self) -> Result<Write<'a>> {
+        // Written or not, it is not here any more: after a failure the machine is thrown away.
+        let gathered = std::mem::take(&mut *self.gathered);
+        let mut tx = match self.store.writer {
             // A lease on another shard gives no right to this bot.
             Writer::Fenced(fence) if self.store.bot.0 % SHARDS != i64::from(fence.shard) => {
                 return Err(StoreError::LeaseLost.into());
@@ -174,8 +237,9 @@ impl<'a> Turn<'a> {
             #[cfg(test)]
             Writer::Unfenced => self.store.pool().begin().await?,
         };
+        gathered.write(&mut tx).await?;
         let now = self.store.clock.now();
-        Ok(Write { tx, bot: self.store.bot, now, _turn: self.guard })
+        Ok(Write { tx, bot: self.store.bot, now, _turn: self.gathered })
     }
 }
 
@@ -184,7 +248,7 @@ struct Write<'a> {
     tx: Transaction<'static, Postgres>,
     bot: BotId,
     now: DateTime<Utc>,
-    _turn: MutexGuard<'a, ()>,
+    _turn: MutexGuard<'a, CryptoRows>,
 }
 
 impl Write<'_> {

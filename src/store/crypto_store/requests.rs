@@ -7,7 +7,11 @@ use matrix_sdk_crypto::{GossipRequest, SecretInfo, store::types::SecretsInboxIte
 use ruma::{TransactionId, events::secret::request::SecretName};
 use zeroize::Zeroizing;
 
-use super::{PgCryptoStore, Result, Write};
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::{PgCryptoStore, Result};
+use crate::{model::BotId, store::StoreError};
 
 const REQUESTS: &str = "crypto_requests";
 const SECRETS: &str = "crypto_secrets";
@@ -17,6 +21,7 @@ pub(super) async fn load(
     store: &PgCryptoStore,
     request_id: &TransactionId,
 ) -> Result<Option<GossipRequest>> {
+    store.settle().await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.requests.load
         SELECT sealed_request FROM crypto_requests WHERE bot_id = $1 AND request_id = $2",
@@ -33,6 +38,7 @@ pub(super) async fn load_by_info(
     store: &PgCryptoStore,
     info: &SecretInfo,
 ) -> Result<Option<GossipRequest>> {
+    store.settle().await?;
     let row = sqlx::query!(
         "-- crypto_store.requests.load_by_info
         SELECT request_id, sealed_request FROM crypto_requests
@@ -49,6 +55,11 @@ pub(super) async fn load_by_info(
 
 /// The requests that are still to be sent.
 pub(super) async fn load_unsent(store: &PgCryptoStore) -> Result<Vec<GossipRequest>> {
+    // The machine asks before everything it sends, and hardly ever finds any.
+    if store.cache().nothing_unsent() {
+        return Ok(Vec::new());
+    }
+    store.settle().await?;
     let rows = sqlx::query!(
         "-- crypto_store.requests.load_unsent
         SELECT request_id, sealed_request FROM crypto_requests
@@ -58,42 +69,52 @@ pub(super) async fn load_unsent(store: &PgCryptoStore) -> Result<Vec<GossipReque
     )
     .fetch_all(store.pool())
     .await?;
+    store.cache().note_unsent(!rows.is_empty());
     rows.into_iter()
         .map(|row| store.open(REQUESTS, &[&row.request_id], &row.sealed_request))
         .collect()
 }
 
 /// What a request is stored with.
+#[derive(Clone, Debug)]
 pub(super) struct Row {
     info_key: String,
     sent_out: bool,
+    created_at: DateTime<Utc>,
     sealed: Vec<u8>,
 }
 
-/// Seals, by request id.
-pub(super) fn prepare(
-    store: &PgCryptoStore,
-    requests: Vec<GossipRequest>,
-) -> Result<BTreeMap<String, Row>> {
+/// Sealed requests by bot and id.
+pub(super) type Rows = BTreeMap<(BotId, String), Row>;
+
+/// Seals.
+pub(super) fn prepare(store: &PgCryptoStore, requests: Vec<GossipRequest>) -> Result<Rows> {
+    if !requests.is_empty() {
+        store.cache().note_unsent(true);
+    }
     requests
         .into_iter()
         .map(|request| {
             let row = Row {
                 info_key: request.info.as_key(),
                 sent_out: request.sent_out,
+                created_at: store.clock.now(),
                 sealed: store.seal(REQUESTS, &[request.request_id.as_str()], &request)?,
             };
-            Ok((request.request_id.as_str().to_owned(), row))
+            Ok(((store.bot, request.request_id.as_str().to_owned()), row))
         })
         .collect()
 }
 
 /// Writes what [`prepare`] made.
-pub(super) async fn save(write: &mut Write<'_>, rows: BTreeMap<String, Row>) -> Result<()> {
+pub(super) async fn save(conn: &mut PgConnection, rows: Rows) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }
-    let (request_ids, rows): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let (keys, rows): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let (bots, request_ids): (Vec<_>, Vec<_>) =
+        keys.into_iter().map(|(bot, request_id)| (bot.0, request_id)).unzip();
+    let created_at: Vec<_> = rows.iter().map(|row| row.created_at).collect();
     let sent_out: Vec<_> = rows.iter().map(|row| row.sent_out).collect();
     let (info_keys, sealed): (Vec<_>, Vec<_>) =
         rows.into_iter().map(|row| (row.info_key, row.sealed)).unzip();
@@ -102,21 +123,22 @@ pub(super) async fn save(write: &mut Write<'_>, rows: BTreeMap<String, Row>) -> 
         INSERT INTO crypto_requests (
             bot_id, request_id, info_key, sent_out, created_at, sealed_request
         )
-        SELECT $1, r.request_id, r.info_key, r.sent_out, $6, r.sealed
-        FROM UNNEST($2::TEXT[], $3::TEXT[], $4::BOOLEAN[], $5::BYTEA[])
-            AS r (request_id, info_key, sent_out, sealed)
+        SELECT r.bot_id, r.request_id, r.info_key, r.sent_out, r.created_at, r.sealed
+        FROM UNNEST(
+            $1::BIGINT[], $2::TEXT[], $3::TEXT[], $4::BOOLEAN[], $5::TIMESTAMPTZ[], $6::BYTEA[]
+        ) AS r (bot_id, request_id, info_key, sent_out, created_at, sealed)
         ON CONFLICT (bot_id, request_id) DO UPDATE
         SET info_key = EXCLUDED.info_key,
             sent_out = EXCLUDED.sent_out,
             sealed_request = EXCLUDED.sealed_request",
-        write.bot.0,
+        &bots,
         &request_ids,
         &info_keys,
         &sent_out,
+        &created_at,
         &sealed,
-        write.now,
     )
-    .execute(&mut *write.tx)
+    .execute(conn)
     .await?;
     Ok(())
 }
@@ -140,6 +162,7 @@ pub(super) async fn load_secrets(
     store: &PgCryptoStore,
     name: &SecretName,
 ) -> Result<Vec<Zeroizing<String>>> {
+    store.settle().await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.requests.load_secrets
         SELECT sealed_secret FROM crypto_secrets WHERE bot_id = $1 AND secret_name = $2",
@@ -154,8 +177,8 @@ pub(super) async fn load_secrets(
         .collect()
 }
 
-/// Sealed secrets by name and keyed hash.
-pub(super) type SecretRows = BTreeMap<(String, Vec<u8>), Vec<u8>>;
+/// Sealed secrets by bot, name and keyed hash.
+pub(super) type SecretRows = BTreeMap<(BotId, String, Vec<u8>), Vec<u8>>;
 
 /// Seals, by name and keyed hash: the same secret from several devices is one.
 pub(super) fn prepare_secrets(
@@ -170,30 +193,35 @@ pub(super) fn prepare_secrets(
             keyed.extend_from_slice(item.secret.as_bytes());
             let digest = store.store.sealer().hash(SECRETS, &keyed).to_vec();
             let sealed = store.seal(SECRETS, &[name], &*item.secret)?;
-            Ok(((name.to_owned(), digest), sealed))
+            Ok(((store.bot, name.to_owned(), digest), sealed))
         })
         .collect()
 }
 
 /// Writes what [`prepare_secrets`] made.
-pub(super) async fn save_secrets(write: &mut Write<'_>, rows: SecretRows) -> Result<()> {
+pub(super) async fn save_secrets(
+    conn: &mut PgConnection,
+    rows: SecretRows,
+) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }
     let (keys, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
-    let (names, digests): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
+    let (bots, names, digests): (Vec<_>, Vec<_>, Vec<_>) =
+        keys.into_iter().map(|(bot, name, digest)| (bot.0, name, digest)).collect();
     sqlx::query!(
         "-- crypto_store.requests.save_secrets
         INSERT INTO crypto_secrets (bot_id, secret_name, digest, sealed_secret)
-        SELECT $1, r.secret_name, r.digest, r.sealed
-        FROM UNNEST($2::TEXT[], $3::BYTEA[], $4::BYTEA[]) AS r (secret_name, digest, sealed)
+        SELECT r.bot_id, r.secret_name, r.digest, r.sealed
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::BYTEA[], $4::BYTEA[])
+            AS r (bot_id, secret_name, digest, sealed)
         ON CONFLICT (bot_id, secret_name, digest) DO NOTHING",
-        write.bot.0,
+        &bots,
         &names,
         &digests,
         &sealed,
     )
-    .execute(&mut *write.tx)
+    .execute(conn)
     .await?;
     Ok(())
 }

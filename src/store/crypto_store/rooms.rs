@@ -1,14 +1,16 @@
 //! What a bot knows of rooms: settings, withheld keys and offers of history.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use matrix_sdk_crypto::store::types::{
     Changes, RoomKeyWithheldEntry, RoomPendingKeyBundleDetails, RoomSettings,
     StoredRoomKeyBundleData,
 };
-use ruma::{OwnedRoomId, RoomId, UserId};
+use ruma::{RoomId, UserId};
+use sqlx::PgConnection;
 
-use super::{PgCryptoStore, Result, Write};
+use super::{PgCryptoStore, Result};
+use crate::{model::BotId, store::StoreError};
 
 const SETTINGS: &str = "crypto_room_settings";
 const WITHHELD: &str = "crypto_withheld_sessions";
@@ -20,6 +22,7 @@ pub(super) async fn load_settings(
     store: &PgCryptoStore,
     room_id: &RoomId,
 ) -> Result<Option<RoomSettings>> {
+    store.settle().await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.rooms.load_settings
         SELECT sealed_settings FROM crypto_room_settings WHERE bot_id = $1 AND room_id = $2",
@@ -37,6 +40,7 @@ pub(super) async fn load_withheld(
     room_id: &RoomId,
     session_id: &str,
 ) -> Result<Option<RoomKeyWithheldEntry>> {
+    store.settle().await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.rooms.load_withheld
         SELECT sealed_entry FROM crypto_withheld_sessions
@@ -55,6 +59,7 @@ pub(super) async fn load_withheld_of_room(
     store: &PgCryptoStore,
     room_id: &RoomId,
 ) -> Result<Vec<RoomKeyWithheldEntry>> {
+    store.settle().await?;
     let rows = sqlx::query!(
         "-- crypto_store.rooms.load_withheld_of_room
         SELECT session_id, sealed_entry FROM crypto_withheld_sessions
@@ -76,6 +81,7 @@ pub(super) async fn load_bundle(
     room_id: &RoomId,
     sender: &UserId,
 ) -> Result<Option<StoredRoomKeyBundleData>> {
+    store.settle().await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.rooms.load_bundle
         SELECT sealed_bundle FROM crypto_room_key_bundles
@@ -96,6 +102,7 @@ pub(super) async fn load_pending(
     store: &PgCryptoStore,
     room_id: &RoomId,
 ) -> Result<Option<RoomPendingKeyBundleDetails>> {
+    store.settle().await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.rooms.load_pending
         SELECT sealed_details FROM crypto_pending_key_bundles WHERE bot_id = $1 AND room_id = $2",
@@ -111,6 +118,7 @@ pub(super) async fn load_pending(
 pub(super) async fn load_all_pending(
     store: &PgCryptoStore,
 ) -> Result<Vec<RoomPendingKeyBundleDetails>> {
+    store.settle().await?;
     let rows = sqlx::query!(
         "-- crypto_store.rooms.load_all_pending
         SELECT room_id, sealed_details FROM crypto_pending_key_bundles
@@ -125,6 +133,7 @@ pub(super) async fn load_all_pending(
 
 /// Whether all keys of this room were fetched from the backup.
 pub(super) async fn is_downloaded(store: &PgCryptoStore, room_id: &RoomId) -> Result<bool> {
+    store.settle().await?;
     Ok(sqlx::query_scalar!(
         r#"-- crypto_store.rooms.is_downloaded
         SELECT EXISTS (
@@ -137,53 +146,56 @@ pub(super) async fn is_downloaded(store: &PgCryptoStore, room_id: &RoomId) -> Re
     .await?)
 }
 
-/// Changes of rooms, sealed and in the order of their keys.
+/// Changes of rooms, sealed, the bot in every key; `None` where there is nothing any more.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Rows {
-    settings: BTreeMap<String, Vec<u8>>,
-    withheld: BTreeMap<(String, String), Vec<u8>>,
-    bundles: BTreeMap<(String, String), Vec<u8>>,
-    pending: BTreeMap<String, Vec<u8>>,
-    no_longer_pending: Vec<String>,
-    downloaded: Vec<String>,
+    settings: BTreeMap<(BotId, String), Vec<u8>>,
+    withheld: BTreeMap<(BotId, String, String), Vec<u8>>,
+    bundles: BTreeMap<(BotId, String, String), Vec<u8>>,
+    pending: BTreeMap<(BotId, String), Option<Vec<u8>>>,
+    downloaded: BTreeSet<(BotId, String)>,
 }
 
 impl Rows {
     /// Seals.
     pub(super) fn prepare(store: &PgCryptoStore, changes: &Changes) -> Result<Self> {
-        let mut rows = Self {
-            settings: BTreeMap::new(),
-            withheld: BTreeMap::new(),
-            bundles: BTreeMap::new(),
-            pending: BTreeMap::new(),
-            no_longer_pending: Vec::new(),
-            downloaded: sorted(&changes.room_key_backups_fully_downloaded),
-        };
+        let bot = store.bot;
+        let mut rows = Self::default();
         for (room_id, settings) in &changes.room_settings {
-            let room_id = room_id.as_str();
-            rows.settings.insert(room_id.to_owned(), store.seal(SETTINGS, &[room_id], settings)?);
+            let sealed = store.seal(SETTINGS, &[room_id.as_str()], settings)?;
+            rows.settings.insert((bot, room_id.to_string()), sealed);
         }
         for (room_id, entries) in &changes.withheld_session_info {
             for (session_id, entry) in entries {
                 let sealed = store.seal(WITHHELD, &[room_id.as_str(), session_id], entry)?;
-                rows.withheld.insert((room_id.as_str().to_owned(), session_id.clone()), sealed);
+                rows.withheld.insert((bot, room_id.to_string(), session_id.clone()), sealed);
             }
         }
         for bundle in &changes.received_room_key_bundles {
-            let room_id = bundle.bundle_data.room_id.as_str();
-            let sender = bundle.sender_user.as_str();
-            let sealed = store.seal(BUNDLES, &[room_id, sender], bundle)?;
-            rows.bundles.insert((room_id.to_owned(), sender.to_owned()), sealed);
+            let (room_id, sender) = (&bundle.bundle_data.room_id, &bundle.sender_user);
+            let sealed = store.seal(BUNDLES, &[room_id.as_str(), sender.as_str()], bundle)?;
+            rows.bundles.insert((bot, room_id.to_string(), sender.to_string()), sealed);
         }
         for (room_id, details) in &changes.rooms_pending_key_bundle {
-            let room_id = room_id.as_str();
-            if let Some(details) = details {
-                rows.pending.insert(room_id.to_owned(), store.seal(PENDING, &[room_id], details)?);
-            } else {
-                rows.no_longer_pending.push(room_id.to_owned());
-            }
+            let sealed = details
+                .as_ref()
+                .map(|details| store.seal(PENDING, &[room_id.as_str()], details))
+                .transpose()?;
+            rows.pending.insert((bot, room_id.to_string()), sealed);
         }
-        rows.no_longer_pending.sort();
+        rows.downloaded.extend(
+            changes.room_key_backups_fully_downloaded.iter().map(|room| (bot, room.to_string())),
+        );
         Ok(rows)
+    }
+
+    /// Takes the rows of `newer` in; where both have one, the newer one stays.
+    pub(super) fn merge(&mut self, newer: Self) {
+        self.settings.extend(newer.settings);
+        self.withheld.extend(newer.withheld);
+        self.bundles.extend(newer.bundles);
+        self.pending.extend(newer.pending);
+        self.downloaded.extend(newer.downloaded);
     }
 
     /// Whether there is nothing to write.
@@ -192,143 +204,163 @@ impl Rows {
             && self.withheld.is_empty()
             && self.bundles.is_empty()
             && self.pending.is_empty()
-            && self.no_longer_pending.is_empty()
             && self.downloaded.is_empty()
     }
 
     /// Writes.
-    pub(super) async fn save(self, write: &mut Write<'_>) -> Result<()> {
-        save_settings(write, self.settings).await?;
-        save_withheld(write, self.withheld).await?;
-        save_bundles(write, self.bundles).await?;
-        save_pending(write, self.pending, &self.no_longer_pending).await?;
-        save_downloaded(write, &self.downloaded).await
+    pub(super) async fn save(self, conn: &mut PgConnection) -> Result<(), StoreError> {
+        save_settings(conn, self.settings).await?;
+        save_withheld(conn, self.withheld).await?;
+        save_bundles(conn, self.bundles).await?;
+        save_pending(conn, self.pending).await?;
+        save_downloaded(conn, self.downloaded).await
     }
 }
 
-fn sorted(rooms: &HashSet<OwnedRoomId>) -> Vec<String> {
-    let mut rooms: Vec<_> = rooms.iter().map(|room_id| room_id.as_str().to_owned()).collect();
-    rooms.sort();
-    rooms
-}
-
-async fn save_settings(write: &mut Write<'_>, rows: BTreeMap<String, Vec<u8>>) -> Result<()> {
+async fn save_settings(
+    conn: &mut PgConnection,
+    rows: BTreeMap<(BotId, String), Vec<u8>>,
+) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }
-    let (room_ids, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let (bots, room_ids, sealed): (Vec<_>, Vec<_>, Vec<_>) =
+        rows.into_iter().map(|((bot, room_id), sealed)| (bot.0, room_id, sealed)).collect();
     sqlx::query!(
         "-- crypto_store.rooms.save_settings
         INSERT INTO crypto_room_settings (bot_id, room_id, sealed_settings)
-        SELECT $1, r.room_id, r.sealed FROM UNNEST($2::TEXT[], $3::BYTEA[]) AS r (room_id, sealed)
+        SELECT r.bot_id, r.room_id, r.sealed
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::BYTEA[]) AS r (bot_id, room_id, sealed)
         ON CONFLICT (bot_id, room_id) DO UPDATE SET sealed_settings = EXCLUDED.sealed_settings",
-        write.bot.0,
+        &bots,
         &room_ids,
         &sealed,
     )
-    .execute(&mut *write.tx)
+    .execute(conn)
     .await?;
     Ok(())
 }
 
 async fn save_withheld(
-    write: &mut Write<'_>,
-    rows: BTreeMap<(String, String), Vec<u8>>,
-) -> Result<()> {
+    conn: &mut PgConnection,
+    rows: BTreeMap<(BotId, String, String), Vec<u8>>,
+) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }
-    let (keys, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
-    let (room_ids, session_ids): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
+    let (bots, room_ids, session_ids, sealed): (Vec<_>, Vec<_>, Vec<_>, Vec<_>) = rows
+        .into_iter()
+        .map(|((bot, room_id, session_id), sealed)| (bot.0, room_id, session_id, sealed))
+        .collect();
     sqlx::query!(
         "-- crypto_store.rooms.save_withheld
         INSERT INTO crypto_withheld_sessions (bot_id, room_id, session_id, sealed_entry)
-        SELECT $1, r.room_id, r.session_id, r.sealed
-        FROM UNNEST($2::TEXT[], $3::TEXT[], $4::BYTEA[]) AS r (room_id, session_id, sealed)
+        SELECT r.bot_id, r.room_id, r.session_id, r.sealed
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::TEXT[], $4::BYTEA[])
+            AS r (bot_id, room_id, session_id, sealed)
         ON CONFLICT (bot_id, room_id, session_id) DO UPDATE
         SET sealed_entry = EXCLUDED.sealed_entry",
-        write.bot.0,
+        &bots,
         &room_ids,
         &session_ids,
         &sealed,
     )
-    .execute(&mut *write.tx)
+    .execute(conn)
     .await?;
     Ok(())
 }
 
 async fn save_bundles(
-    write: &mut Write<'_>,
-    rows: BTreeMap<(String, String), Vec<u8>>,
-) -> Result<()> {
+    conn: &mut PgConnection,
+    rows: BTreeMap<(BotId, String, String), Vec<u8>>,
+) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }
-    let (keys, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
-    let (room_ids, senders): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
+    let (bots, room_ids, senders, sealed): (Vec<_>, Vec<_>, Vec<_>, Vec<_>) = rows
+        .into_iter()
+        .map(|((bot, room_id, sender), sealed)| (bot.0, room_id, sender, sealed))
+        .collect();
     sqlx::query!(
         "-- crypto_store.rooms.save_bundles
         INSERT INTO crypto_room_key_bundles (bot_id, room_id, sender_user_id, sealed_bundle)
-        SELECT $1, r.room_id, r.sender, r.sealed
-        FROM UNNEST($2::TEXT[], $3::TEXT[], $4::BYTEA[]) AS r (room_id, sender, sealed)
+        SELECT r.bot_id, r.room_id, r.sender, r.sealed
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::TEXT[], $4::BYTEA[])
+            AS r (bot_id, room_id, sender, sealed)
         ON CONFLICT (bot_id, room_id, sender_user_id) DO UPDATE
         SET sealed_bundle = EXCLUDED.sealed_bundle",
-        write.bot.0,
+        &bots,
         &room_ids,
         &senders,
         &sealed,
     )
-    .execute(&mut *write.tx)
+    .execute(conn)
     .await?;
     Ok(())
 }
 
 async fn save_pending(
-    write: &mut Write<'_>,
-    rows: BTreeMap<String, Vec<u8>>,
-    no_longer: &[String],
-) -> Result<()> {
-    if !rows.is_empty() {
-        let (room_ids, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
-        sqlx::query!(
-            "-- crypto_store.rooms.save_pending
-            INSERT INTO crypto_pending_key_bundles (bot_id, room_id, sealed_details)
-            SELECT $1, r.room_id, r.sealed
-            FROM UNNEST($2::TEXT[], $3::BYTEA[]) AS r (room_id, sealed)
-            ON CONFLICT (bot_id, room_id) DO UPDATE SET sealed_details = EXCLUDED.sealed_details",
-            write.bot.0,
-            &room_ids,
-            &sealed,
-        )
-        .execute(&mut *write.tx)
-        .await?;
+    conn: &mut PgConnection,
+    rows: BTreeMap<(BotId, String), Option<Vec<u8>>>,
+) -> Result<(), StoreError> {
+    if rows.is_empty() {
+        return Ok(());
     }
-    if !no_longer.is_empty() {
-        sqlx::query!(
-            "-- crypto_store.rooms.delete_pending
-            DELETE FROM crypto_pending_key_bundles WHERE bot_id = $1 AND room_id = ANY ($2)",
-            write.bot.0,
-            no_longer,
-        )
-        .execute(&mut *write.tx)
-        .await?;
+    let (mut bots, mut room_ids, mut sealed) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut bots_without, mut rooms_without) = (Vec::new(), Vec::new());
+    for ((bot, room_id), details) in rows {
+        if let Some(details) = details {
+            bots.push(bot.0);
+            room_ids.push(room_id);
+            sealed.push(details);
+        } else {
+            bots_without.push(bot.0);
+            rooms_without.push(room_id);
+        }
     }
+    sqlx::query!(
+        "-- crypto_store.rooms.save_pending
+        INSERT INTO crypto_pending_key_bundles (bot_id, room_id, sealed_details)
+        SELECT r.bot_id, r.room_id, r.sealed
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::BYTEA[]) AS r (bot_id, room_id, sealed)
+        ON CONFLICT (bot_id, room_id) DO UPDATE SET sealed_details = EXCLUDED.sealed_details",
+        &bots,
+        &room_ids,
+        &sealed,
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "-- crypto_store.rooms.delete_pending
+        DELETE FROM crypto_pending_key_bundles AS p
+        USING UNNEST($1::BIGINT[], $2::TEXT[]) AS r (bot_id, room_id)
+        WHERE p.bot_id = r.bot_id AND p.room_id = r.room_id",
+        &bots_without,
+        &rooms_without,
+    )
+    .execute(conn)
+    .await?;
     Ok(())
 }
 
-async fn save_downloaded(write: &mut Write<'_>, room_ids: &[String]) -> Result<()> {
-    if room_ids.is_empty() {
+async fn save_downloaded(
+    conn: &mut PgConnection,
+    rows: BTreeSet<(BotId, String)>,
+) -> Result<(), StoreError> {
+    if rows.is_empty() {
         return Ok(());
     }
+    let (bots, room_ids): (Vec<_>, Vec<_>) =
+        rows.into_iter().map(|(bot, room_id)| (bot.0, room_id)).unzip();
     sqlx::query!(
         "-- crypto_store.rooms.save_downloaded
         INSERT INTO crypto_downloaded_rooms (bot_id, room_id)
-        SELECT $1, r.room_id FROM UNNEST($2::TEXT[]) AS r (room_id)
+        SELECT r.bot_id, r.room_id FROM UNNEST($1::BIGINT[], $2::TEXT[]) AS r (bot_id, room_id)
         ON CONFLICT (bot_id, room_id) DO NOTHING",
-        write.bot.0,
-        room_ids,
+        &bots,
+        &room_ids,
     )
-    .execute(&mut *write.tx)
+    .execute(conn)
     .await?;
     Ok(())
 }

@@ -1,22 +1,26 @@
 //! `crypto_olm_sessions` and `crypto_olm_hashes`: the channels to other devices, and what came through.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use matrix_sdk_crypto::olm::{OlmMessageHash, Session};
 use sqlx::PgConnection;
 
-use super::{PgCryptoStore, PgCryptoStoreError, Result, Write, devices};
-use crate::store::StoreError;
+use super::{PgCryptoStore, PgCryptoStoreError, Result, devices};
+use crate::{model::BotId, store::StoreError};
 
 const TABLE: &str = "crypto_olm_sessions";
 
-/// Sealed sessions by sender key and session id.
-pub(super) type Rows = BTreeMap<(String, String), Vec<u8>>;
+/// Sealed sessions by bot, sender key and session id.
+pub(super) type Rows = BTreeMap<(BotId, String, String), Vec<u8>>;
+
+/// Messages that were decrypted, by bot, sender key and hash, and when.
+pub(super) type Hashes = BTreeMap<(BotId, String, String), DateTime<Utc>>;
 
 /// The sessions with the device whose key is `sender_key`. The machine keeps what it gets, so this is
 /// asked once per device and machine.
 pub(super) async fn load(store: &PgCryptoStore, sender_key: &str) -> Result<Option<Vec<Session>>> {
+    store.settle().await?;
     let rows = sqlx::query!(
         "-- crypto_store.sessions.load
         SELECT session_id, sealed_session FROM crypto_olm_sessions
@@ -50,31 +54,33 @@ pub(super) async fn prepare(store: &PgCryptoStore, sessions: Vec<Session>) -> Re
         let sender_key = session.sender_key().to_base64();
         let session_id = session.session_id().to_owned();
         let sealed = store.seal(TABLE, &[&sender_key, &session_id], &session.pickle().await)?;
-        rows.insert((sender_key, session_id), sealed);
+        rows.insert((store.bot, sender_key, session_id), sealed);
     }
     Ok(rows)
 }
 
 /// Writes what [`prepare`] made.
-pub(super) async fn save(write: &mut Write<'_>, rows: Rows) -> Result<()> {
+pub(super) async fn save(conn: &mut PgConnection, rows: Rows) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }
     let (keys, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
-    let (sender_keys, session_ids): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
+    let (bots, sender_keys, session_ids): (Vec<_>, Vec<_>, Vec<_>) =
+        keys.into_iter().map(|(bot, sender_key, id)| (bot.0, sender_key, id)).collect();
     sqlx::query!(
         "-- crypto_store.sessions.save
         INSERT INTO crypto_olm_sessions (bot_id, sender_key, session_id, sealed_session)
-        SELECT $1, r.sender_key, r.session_id, r.sealed
-        FROM UNNEST($2::TEXT[], $3::TEXT[], $4::BYTEA[]) AS r (sender_key, session_id, sealed)
+        SELECT r.bot_id, r.sender_key, r.session_id, r.sealed
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::TEXT[], $4::BYTEA[])
+            AS r (bot_id, sender_key, session_id, sealed)
         ON CONFLICT (bot_id, sender_key, session_id) DO UPDATE
         SET sealed_session = EXCLUDED.sealed_session",
-        write.bot.0,
+        &bots,
         &sender_keys,
         &session_ids,
         &sealed,
     )
-    .execute(&mut *write.tx)
+    .execute(conn)
     .await?;
     Ok(())
 }
@@ -84,6 +90,7 @@ pub(super) async fn is_message_known(
     store: &PgCryptoStore,
     message: &OlmMessageHash,
 ) -> Result<bool> {
+    store.settle().await?;
     Ok(sqlx::query_scalar!(
         r#"-- crypto_store.sessions.is_message_known
         SELECT EXISTS (
@@ -99,24 +106,26 @@ pub(super) async fn is_message_known(
 }
 
 /// Remembers messages that were decrypted.
-pub(super) async fn save_hashes(write: &mut Write<'_>, hashes: Vec<OlmMessageHash>) -> Result<()> {
+pub(super) async fn save_hashes(conn: &mut PgConnection, hashes: Hashes) -> Result<(), StoreError> {
     if hashes.is_empty() {
         return Ok(());
     }
-    let hashes: BTreeSet<_> = hashes.into_iter().map(|h| (h.sender_key, h.hash)).collect();
-    let (sender_keys, hashes): (Vec<_>, Vec<_>) = hashes.into_iter().unzip();
+    let (keys, times): (Vec<_>, Vec<_>) = hashes.into_iter().unzip();
+    let (bots, sender_keys, hashes): (Vec<_>, Vec<_>, Vec<_>) =
+        keys.into_iter().map(|(bot, sender_key, hash)| (bot.0, sender_key, hash)).collect();
     sqlx::query!(
         "-- crypto_store.sessions.save_hashes
         INSERT INTO crypto_olm_hashes (bot_id, sender_key, message_hash, created_at)
-        SELECT $1, r.sender_key, r.message_hash, $4
-        FROM UNNEST($2::TEXT[], $3::TEXT[]) AS r (sender_key, message_hash)
+        SELECT r.bot_id, r.sender_key, r.message_hash, r.created_at
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::TEXT[], $4::TIMESTAMPTZ[])
+            AS r (bot_id, sender_key, message_hash, created_at)
         ON CONFLICT (bot_id, sender_key, message_hash) DO NOTHING",
-        write.bot.0,
+        &bots,
         &sender_keys,
         &hashes,
-        write.now,
+        &times,
     )
-    .execute(&mut *write.tx)
+    .execute(conn)
     .await?;
     Ok(())
 }

@@ -47,7 +47,7 @@ impl CryptoStore for PgCryptoStore {
     }
 
     async fn save_pending_changes(&self, changes: PendingChanges) -> Result<()> {
-        account::save(self, changes).await
+        changes::save_account(self, changes.account).await
     }
 
     async fn save_inbound_group_sessions(
@@ -158,7 +158,7 @@ impl CryptoStore for PgCryptoStore {
     }
 
     async fn save_tracked_users(&self, users: &[(&UserId, bool)]) -> Result<()> {
-        users::save(self, users).await
+        changes::save_tracked(self, users).await
     }
 
     async fn get_device(

@@ -11,6 +11,7 @@ use crate::{model::BotId, store::StoreError};
 
 /// All users that the bot tracks.
 pub(super) async fn load(store: &PgCryptoStore) -> Result<Vec<TrackedUser>> {
+    store.settle().await?;
     let rows = sqlx::query!(
         "-- crypto_store.users.load
         SELECT user_id, dirty FROM crypto_tracked_users WHERE bot_id = $1 ORDER BY user_id",
@@ -26,48 +27,39 @@ pub(super) async fn load(store: &PgCryptoStore) -> Result<Vec<TrackedUser>> {
         .collect()
 }
 
+/// Whether the devices of a bot's tracked user changed.
+pub(super) type Rows = BTreeMap<(BotId, String), bool>;
+
 /// Tracks users, or changes whether they are dirty.
-pub(super) async fn save(store: &PgCryptoStore, users: &[(&UserId, bool)]) -> Result<()> {
-    if users.is_empty() {
+pub(super) async fn save(conn: &mut PgConnection, rows: Rows) -> Result<(), StoreError> {
+    if rows.is_empty() {
         return Ok(());
     }
-    let users: BTreeMap<_, _> =
-        users.iter().map(|(user_id, dirty)| (user_id.as_str().to_owned(), *dirty)).collect();
-    let (user_ids, dirty): (Vec<_>, Vec<_>) = users.into_iter().unzip();
-    let mut write = store.turn().await.begin().await?;
+    let (keys, dirty): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let (bots, user_ids): (Vec<_>, Vec<_>) =
+        keys.into_iter().map(|(bot, user_id)| (bot.0, user_id)).unzip();
     sqlx::query!(
         "-- crypto_store.users.save
         INSERT INTO crypto_tracked_users (bot_id, user_id, dirty)
-        SELECT $1, r.user_id, r.dirty FROM UNNEST($2::TEXT[], $3::BOOLEAN[]) AS r (user_id, dirty)
+        SELECT r.bot_id, r.user_id, r.dirty
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::BOOLEAN[]) AS r (bot_id, user_id, dirty)
         ON CONFLICT (bot_id, user_id) DO UPDATE SET dirty = EXCLUDED.dirty",
-        write.bot.0,
+        &bots,
         &user_ids,
         &dirty,
     )
-    .execute(&mut *write.tx)
+    .execute(&mut *conn)
     .await?;
-    write.commit().await
-}
-
-/// Which bots, of the whole fleet, track any of `users`: each pair of user and bot once, in order.
-///
-/// # Errors
-///
-/// The database's own.
-pub async fn bots_tracking(
-    conn: &mut PgConnection,
-    users: &[String],
-) -> Result<Vec<(String, BotId)>, StoreError> {
-    let rows = sqlx::query!(
-        "-- crypto_store.users.bots_tracking
-        SELECT t.user_id, t.bot_id
-        FROM crypto_tracked_users t
-        JOIN bots b USING (bot_id)
-        WHERE t.user_id = ANY ($1) AND b.state <> 'retired'
-        ORDER BY t.user_id, t.bot_id",
-        users,
+    // From now on we are to be told of their changes.
+    sqlx::query!(
+        "-- crypto_store.users.watch
+        INSERT INTO device_lists (user_id)
+        SELECT DISTINCT user_id FROM UNNEST($1::TEXT[]) AS r (user_id)
+        ORDER BY user_id
+        ON CONFLICT (user_id) DO NOTHING",
+        &user_ids,
     )
-    .fetch_all(conn)
+    .execute(conn)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.user_id, BotId(row.bot_id))).collect())
+    Ok(())
 }

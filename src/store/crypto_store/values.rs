@@ -10,7 +10,10 @@ use matrix_sdk_crypto::{
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
-use super::{PgCryptoStore, PgCryptoStoreError, Result, Write};
+use sqlx::PgConnection;
+
+use super::{PgCryptoStore, PgCryptoStoreError, Result};
+use crate::{model::BotId, store::StoreError};
 
 const TABLE: &str = "crypto_values";
 const CUSTOM: &str = "crypto_custom_values";
@@ -26,6 +29,7 @@ pub(super) async fn load<T: DeserializeOwned>(
     store: &PgCryptoStore,
     name: &'static str,
 ) -> Result<Option<T>> {
+    store.settle().await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.values.load
         SELECT sealed_value FROM crypto_values WHERE bot_id = $1 AND name = $2",
@@ -49,6 +53,7 @@ pub(super) async fn load_identity(
 
 /// Both halves of what is known of the backup, in one query.
 pub(super) async fn load_backup_keys(store: &PgCryptoStore) -> Result<BackupKeys> {
+    store.settle().await?;
     let rows = sqlx::query!(
         "-- crypto_store.values.load_backup_keys
         SELECT name, sealed_value FROM crypto_values
@@ -69,51 +74,54 @@ pub(super) async fn load_backup_keys(store: &PgCryptoStore) -> Result<BackupKeys
     Ok(keys)
 }
 
-/// The values among `changes`, sealed, by name.
-pub(super) async fn prepare(
-    store: &PgCryptoStore,
-    changes: &Changes,
-) -> Result<BTreeMap<String, Vec<u8>>> {
-    let mut rows = BTreeMap::new();
+/// Sealed values by bot and name.
+pub(super) type Rows = BTreeMap<(BotId, String), Vec<u8>>;
+
+/// Seals the values among `changes`.
+pub(super) async fn prepare(store: &PgCryptoStore, changes: &Changes) -> Result<Rows> {
+    let mut rows = Rows::new();
+    let key = |name: &str| (store.bot, name.to_owned());
     if let Some(identity) = &changes.private_identity {
         let sealed = store.seal(TABLE, &[PRIVATE_IDENTITY], &identity.pickle().await)?;
-        rows.insert(PRIVATE_IDENTITY.to_owned(), sealed);
+        rows.insert(key(PRIVATE_IDENTITY), sealed);
     }
     if let Some(token) = &changes.next_batch_token {
         let sealed = store.seal(TABLE, &[NEXT_BATCH_TOKEN], token)?;
-        rows.insert(NEXT_BATCH_TOKEN.to_owned(), sealed);
+        rows.insert(key(NEXT_BATCH_TOKEN), sealed);
     }
     if let Some(version) = &changes.backup_version {
         let sealed = store.seal(TABLE, &[BACKUP_VERSION], version)?;
-        rows.insert(BACKUP_VERSION.to_owned(), sealed);
+        rows.insert(key(BACKUP_VERSION), sealed);
     }
-    if let Some(key) = &changes.backup_decryption_key {
-        let sealed = store.seal(TABLE, &[BACKUP_DECRYPTION_KEY], key)?;
-        rows.insert(BACKUP_DECRYPTION_KEY.to_owned(), sealed);
+    if let Some(secret) = &changes.backup_decryption_key {
+        let sealed = store.seal(TABLE, &[BACKUP_DECRYPTION_KEY], secret)?;
+        rows.insert(key(BACKUP_DECRYPTION_KEY), sealed);
     }
-    if let Some(key) = &changes.dehydrated_device_pickle_key {
-        let sealed = store.seal(TABLE, &[DEHYDRATED_DEVICE_KEY], key)?;
-        rows.insert(DEHYDRATED_DEVICE_KEY.to_owned(), sealed);
+    if let Some(secret) = &changes.dehydrated_device_pickle_key {
+        let sealed = store.seal(TABLE, &[DEHYDRATED_DEVICE_KEY], secret)?;
+        rows.insert(key(DEHYDRATED_DEVICE_KEY), sealed);
     }
     Ok(rows)
 }
 
 /// Writes what [`prepare`] made.
-pub(super) async fn save(write: &mut Write<'_>, rows: BTreeMap<String, Vec<u8>>) -> Result<()> {
+pub(super) async fn save(conn: &mut PgConnection, rows: Rows) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }
-    let (names, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let (keys, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let (bots, names): (Vec<_>, Vec<_>) = keys.into_iter().map(|(bot, name)| (bot.0, name)).unzip();
     sqlx::query!(
         "-- crypto_store.values.save
         INSERT INTO crypto_values (bot_id, name, sealed_value)
-        SELECT $1, r.name, r.sealed FROM UNNEST($2::TEXT[], $3::BYTEA[]) AS r (name, sealed)
+        SELECT r.bot_id, r.name, r.sealed
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::BYTEA[]) AS r (bot_id, name, sealed)
         ON CONFLICT (bot_id, name) DO UPDATE SET sealed_value = EXCLUDED.sealed_value",
-        write.bot.0,
+        &bots,
         &names,
         &sealed,
     )
-    .execute(&mut *write.tx)
+    .execute(conn)
     .await?;
     Ok(())
 }
@@ -134,6 +142,7 @@ pub(super) async fn delete(store: &PgCryptoStore, name: &'static str) -> Result<
 
 /// The custom value called `name`.
 pub(super) async fn load_custom(store: &PgCryptoStore, name: &str) -> Result<Option<Vec<u8>>> {
+    store.settle().await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.values.load_custom
         SELECT sealed_value FROM crypto_custom_values WHERE bot_id = $1 AND name = $2",
@@ -211,6 +220,7 @@ pub(super) async fn try_lock(
 
 /// How many bytes this bot's sealed values take: a scan of all its rows, for diagnostics.
 pub(super) async fn size(store: &PgCryptoStore) -> Result<Option<usize>> {
+    store.settle().await?;
     let bytes = sqlx::query_scalar!(
         r#"-- crypto_store.values.size
         SELECT SUM(bytes)::BIGINT AS "bytes" FROM (

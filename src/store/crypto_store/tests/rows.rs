@@ -11,10 +11,13 @@ use matrix_sdk_crypto::{
 use ruma::{device_id, room_id};
 
 use super::{
-    super::{PgCryptoStore, PgCryptoStoreError, bots_tracking, prune_olm_hashes},
-    world::{World, other_user, own_user},
+    super::{PgCryptoStore, PgCryptoStoreError, prune_olm_hashes},
+    world::{World, own_user},
 };
-use crate::{clock::Clock, store::testing::database};
+use crate::{
+    clock::Clock,
+    store::{StoreError, testing::database},
+};
 
 #[tokio::test]
 async fn another_account_never_overwrites_the_first() {
@@ -25,7 +28,7 @@ async fn another_account_never_overwrites_the_first() {
 
     let account = Some(Account::with_device_id(own_user(), device_id!("BOT")));
     let saved = store.save_pending_changes(PendingChanges { account }).await;
-    assert!(matches!(saved, Err(PgCryptoStoreError::OtherAccount)));
+    assert!(matches!(saved, Err(PgCryptoStoreError::Store(StoreError::OtherAccount))));
     let loaded = store.load_account().await.expect("reads").expect("there");
     assert_eq!(loaded.identity_keys(), world.account.identity_keys());
 }
@@ -73,21 +76,6 @@ async fn old_hashes_are_pruned() {
     assert!(store.is_message_known(&world.hash).await.expect("reads"));
     assert_eq!(prune_olm_hashes(&mut conn, future, 10).await.expect("prunes"), 1);
     assert!(!store.is_message_known(&world.hash).await.expect("reads"));
-}
-
-#[tokio::test]
-async fn the_trackers_of_a_user_are_found() {
-    let database = database().await;
-    let (a, b) = (database.bot("@a:x", "BOT").await, database.bot("@b:x", "BOT").await);
-    for bot in [a, b] {
-        let store = PgCryptoStore::unfenced(database.store.clone(), bot);
-        store.save_tracked_users(&[(other_user(), false)]).await.expect("saves");
-    }
-    let mut conn = database.pool().acquire().await.expect("connects");
-
-    let users = [other_user().to_string(), own_user().to_string()];
-    let found = bots_tracking(&mut conn, &users).await.expect("reads");
-    assert_eq!(found, [(other_user().to_string(), a), (other_user().to_string(), b)]);
 }
 
 #[tokio::test]

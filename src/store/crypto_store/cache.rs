@@ -1,0 +1,171 @@
+//! What a bot's store remembers of what it has read and written.
+//!
+//! The machine asks for the same few rows with every message: the devices and the identity of whoever
+//! writes, the room key, its own identity. As long as the lease holds nobody else writes a bot's rows,
+//! so what was read once is true until this very store changes it. The cache lives and dies with the
+//! machine it serves, is bounded, and is thrown away with it when a write fails.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
+
+use hashlink::LruCache;
+use matrix_sdk_crypto::{
+    DeviceData,
+    olm::{InboundGroupSession, PickledOutboundGroupSession},
+};
+use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+
+/// How many users' devices and identities are kept.
+const USERS: usize = 128;
+/// How many room keys are kept.
+const ROOM_KEYS: usize = 64;
+/// A session is not used up to its very last second: the machine stops at it.
+const MARGIN: Duration = Duration::from_secs(60);
+/// matrix-sdk-crypto's own bounds of a rotation.
+const MAX_MESSAGES: u64 = 10_000;
+const MIN_PERIOD: Duration = Duration::from_secs(3600);
+
+/// About what a device, an identity and a room key take in memory.
+const DEVICE_BYTES: usize = 2048;
+const IDENTITY_BYTES: usize = 2048;
+const ROOM_KEY_BYTES: usize = 1024;
+
+/// See the module.
+pub(super) struct Cache {
+    devices: LruCache<OwnedUserId, HashMap<OwnedDeviceId, DeviceData>>,
+    /// As JSON: a `UserIdentityData` shares its state with its clones, and the machine compares what
+    /// was stored with what it changed.
+    identities: LruCache<OwnedUserId, Option<Vec<u8>>>,
+    inbound: LruCache<(OwnedRoomId, String), InboundGroupSession>,
+    outbound: HashMap<OwnedRoomId, Outbound>,
+    nothing_unsent: bool,
+}
+
+/// How much of the session that a bot sends with is used up.
+struct Outbound {
+    shared: bool,
+    invalidated: bool,
+    messages_left: u64,
+    expires_at: SystemTime,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            devices: LruCache::new(USERS),
+            identities: LruCache::new(USERS),
+            inbound: LruCache::new(ROOM_KEYS),
+            outbound: HashMap::new(),
+            nothing_unsent: false,
+        }
+    }
+}
+
+impl Cache {
+    /// All devices of a user, if they are here.
+    pub(super) fn devices(
+        &mut self,
+        user_id: &UserId,
+    ) -> Option<HashMap<OwnedDeviceId, DeviceData>> {
+        self.devices.get(user_id).cloned()
+    }
+
+    /// Keeps all devices of a user.
+    pub(super) fn keep_devices(
+        &mut self,
+        user_id: &UserId,
+        devices: HashMap<OwnedDeviceId, DeviceData>,
+    ) {
+        self.devices.insert(user_id.to_owned(), devices);
+    }
+
+    /// Notes that a device was written or deleted.
+    pub(super) fn change_device(&mut self, device: &DeviceData, deleted: bool) {
+        let Some(devices) = self.devices.get_mut(device.user_id()) else { return };
+        if deleted {
+            devices.remove(device.device_id());
+        } else {
+            devices.insert(device.device_id().to_owned(), device.clone());
+        }
+    }
+
+    /// The identity of a user as JSON, if it is known here whether there is one.
+    #[expect(clippy::option_option, reason = "whether it is known, and whether there is one")]
+    pub(super) fn identity(&mut self, user_id: &UserId) -> Option<Option<Vec<u8>>> {
+        self.identities.get(user_id).cloned()
+    }
+
+    /// Keeps what is known of a user's identity.
+    pub(super) fn keep_identity(&mut self, user_id: &UserId, json: Option<Vec<u8>>) {
+        self.identities.insert(user_id.to_owned(), json);
+    }
+
+    /// A room key, if it is here.
+    pub(super) fn inbound(
+        &mut self,
+        room_id: &RoomId,
+        session_id: &str,
+    ) -> Option<InboundGroupSession> {
+        self.inbound.get(&(room_id.to_owned(), session_id.to_owned())).cloned()
+    }
+
+    /// Keeps room keys.
+    pub(super) fn keep_inbound<'a>(
+        &mut self,
+        sessions: impl Iterator<Item = &'a InboundGroupSession>,
+    ) {
+        for session in sessions {
+            let key = (session.room_id().to_owned(), session.session_id().to_owned());
+            self.inbound.insert(key, session.clone());
+        }
+    }
+
+    /// Forgets all room keys: columns beside them changed.
+    pub(super) fn forget_inbound(&mut self) {
+        self.inbound.clear();
+    }
+
+    /// Notes how much of a session for sending is used up.
+    pub(super) fn note_outbound(&mut self, pickle: &PickledOutboundGroupSession) {
+        let limit = pickle.settings.rotation_period_msgs.clamp(1, MAX_MESSAGES);
+        let created =
+            SystemTime::UNIX_EPOCH + Duration::from_secs(pickle.creation_time.get().into());
+        let outbound = Outbound {
+            shared: pickle.shared,
+            invalidated: pickle.invalidated,
+            messages_left: limit.saturating_sub(pickle.message_count),
+            expires_at: created + pickle.settings.rotation_period.max(MIN_PERIOD) - MARGIN,
+        };
+        self.outbound.insert(pickle.room_id.clone(), outbound);
+    }
+
+    /// Whether a message can be encrypted for this room without looking at the session first.
+    pub(super) fn may_encrypt(&self, room_id: &RoomId, now: SystemTime) -> bool {
+        self.outbound.get(room_id).is_some_and(|session| {
+            session.shared
+                && !session.invalidated
+                && session.messages_left > 0
+                && now < session.expires_at
+        })
+    }
+
+    /// Whether it is known that no request waits to be sent.
+    pub(super) const fn nothing_unsent(&self) -> bool {
+        self.nothing_unsent
+    }
+
+    /// Notes whether requests wait to be sent.
+    pub(super) const fn note_unsent(&mut self, any: bool) {
+        self.nothing_unsent = !any;
+    }
+
+    /// About how much memory this takes.
+    pub(super) fn bytes(&self) -> usize {
+        let devices: usize = self.devices.iter().map(|(_, devices)| devices.len()).sum();
+        devices * DEVICE_BYTES
+            + self.identities.len() * IDENTITY_BYTES
+            + self.inbound.len() * ROOM_KEY_BYTES
+    }
+}

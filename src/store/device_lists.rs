@@ -1,0 +1,241 @@
+//! `device_lists`: the devices of the users that bots track, asked for once per change and not once
+//! per bot.
+//!
+//! Every change that concerns any bot has a number, the device epoch. A user's row says at which number
+//! the user last changed, and at which the stored answer was asked for: equal numbers mean that the
+//! answer is good. A bot's row says up to which number the bot has looked; what lies beyond it is
+//! looked up when the bot next has use for somebody's devices.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Duration, Utc};
+use ruma::OwnedUserId;
+use serde_json::Value;
+use sqlx::PgConnection;
+
+use super::{Sealer, StoreError};
+use crate::model::BotId;
+
+const TABLE: &str = "device_lists";
+
+/// An answer is asked for again after this long even if we were told of no change: a homeserver can
+/// lose that, too.
+const TRUSTED_FOR: Duration = Duration::hours(24);
+
+/// Notes that the devices of these users changed; those that no bot tracks are left out.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn changed(conn: &mut PgConnection, users: &[String]) -> Result<(), StoreError> {
+    if users.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        "-- device_lists.changed
+        WITH epoch AS (
+            UPDATE homeserver_state SET device_epoch = device_epoch + 1
+            WHERE EXISTS (SELECT FROM device_lists WHERE user_id = ANY($1))
+            RETURNING device_epoch
+        )
+        UPDATE device_lists SET changed = epoch.device_epoch
+        FROM epoch
+        WHERE user_id = ANY($1)",
+        users,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Believes no answer any more: after an outage in which changes were lost.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn all_changed(conn: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- device_lists.all_changed
+        WITH epoch AS (
+            UPDATE homeserver_state SET device_epoch = device_epoch + 1 RETURNING device_epoch
+        )
+        UPDATE device_lists SET changed = epoch.device_epoch FROM epoch"
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Believes at most `limit` of the oldest answers no more, if they are too old. Returns how many.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn expire(
+    conn: &mut PgConnection,
+    limit: i64,
+    now: DateTime<Utc>,
+) -> Result<u64, StoreError> {
+    let expired = sqlx::query!(
+        "-- device_lists.expire
+        WITH old AS MATERIALIZED (
+            SELECT user_id FROM device_lists
+            WHERE fetched_at < $1
+            ORDER BY fetched_at
+            LIMIT $2
+        ), epoch AS (
+            UPDATE homeserver_state SET device_epoch = device_epoch + 1
+            WHERE EXISTS (SELECT FROM old)
+            RETURNING device_epoch
+        )
+        UPDATE device_lists d
+        SET changed = epoch.device_epoch, fetched = NULL, fetched_at = NULL, sealed_answer = NULL
+        FROM epoch, old
+        WHERE d.user_id = old.user_id",
+        now - TRUSTED_FOR,
+        limit,
+    )
+    .execute(conn)
+    .await?;
+    Ok(expired.rows_affected())
+}
+
+/// The users among those that `bot` tracks whose devices changed after `epoch`.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn changed_since(
+    conn: &mut PgConnection,
+    bot: BotId,
+    epoch: i64,
+) -> Result<Vec<OwnedUserId>, StoreError> {
+    let users = sqlx::query_scalar!(
+        "-- device_lists.changed_since
+        SELECT d.user_id
+        FROM device_lists d
+        JOIN crypto_tracked_users t ON t.user_id = d.user_id AND t.bot_id = $1
+        WHERE d.changed > $2
+        ORDER BY d.user_id",
+        bot.0,
+        epoch,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(users.into_iter().filter_map(|user| OwnedUserId::try_from(user).ok()).collect())
+}
+
+/// Notes up to which change bots have looked.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn looked(
+    conn: &mut PgConnection,
+    epochs: BTreeMap<BotId, i64>,
+) -> Result<(), StoreError> {
+    if epochs.is_empty() {
+        return Ok(());
+    }
+    let (bots, epochs): (Vec<_>, Vec<_>) =
+        epochs.into_iter().map(|(bot, epoch)| (bot.0, epoch)).unzip();
+    sqlx::query!(
+        "-- device_lists.looked
+        UPDATE bots b SET device_epoch = GREATEST(b.device_epoch, l.epoch)
+        FROM UNNEST($1::BIGINT[], $2::BIGINT[]) AS l (bot_id, epoch)
+        WHERE b.bot_id = l.bot_id",
+        &bots,
+        &epochs,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// What is known of a user's devices.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// The user.
+    pub user_id: String,
+    /// The number of the user's last change: to be given back to [`keep`].
+    pub changed: i64,
+    /// The user's part of the answer to `/keys/query`, if it is still good.
+    pub answer: Option<Value>,
+}
+
+/// What is known of these users; those that no bot tracks are left out.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn known(
+    conn: &mut PgConnection,
+    sealer: &Sealer,
+    users: &[String],
+) -> Result<Vec<Known>, StoreError> {
+    let rows = sqlx::query!(
+        r#"-- device_lists.known
+        SELECT user_id, changed, fetched IS NOT DISTINCT FROM changed AS "good!", sealed_answer
+        FROM device_lists
+        WHERE user_id = ANY($1)"#,
+        users,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| {
+            let sealed = row.sealed_answer.filter(|_| row.good);
+            // One that does not open, or is another user's, is asked for anew.
+            let answer = sealed.and_then(|sealed| open(sealer, &row.user_id, &sealed));
+            Known { user_id: row.user_id, changed: row.changed, answer }
+        })
+        .collect())
+}
+
+fn open(sealer: &Sealer, user_id: &str, sealed: &[u8]) -> Option<Value> {
+    match sealer.open_json::<(String, Value)>(TABLE, None, sealed) {
+        Ok((owner, answer)) if owner == user_id => Some(answer),
+        Ok(_) => None,
+        Err(error) => {
+            tracing::error!(user_id, %error, "a stored answer about devices does not open");
+            None
+        }
+    }
+}
+
+/// Keeps answers: the user, what [`Known::changed`] was before the question, and the user's part.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn keep(
+    conn: &mut PgConnection,
+    sealer: &Sealer,
+    answers: &[(String, i64, Value)],
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    if answers.is_empty() {
+        return Ok(());
+    }
+    let (mut users, mut numbers, mut sealed) = (Vec::new(), Vec::new(), Vec::new());
+    for (user, changed, answer) in answers {
+        sealed.push(sealer.seal_json(TABLE, None, &(user, answer))?);
+        users.push(user.clone());
+        numbers.push(*changed);
+    }
+    sqlx::query!(
+        "-- device_lists.keep
+        UPDATE device_lists d
+        SET fetched = a.changed, fetched_at = $4, sealed_answer = a.sealed
+        FROM UNNEST($1::TEXT[], $2::BIGINT[], $3::BYTEA[]) AS a (user_id, changed, sealed)
+        WHERE d.user_id = a.user_id AND (d.fetched IS NULL OR d.fetched <= a.changed)",
+        &users,
+        &numbers,
+        &sealed,
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}

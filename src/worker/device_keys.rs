@@ -1,0 +1,210 @@
+//! The devices of the users that bots track: asked for once per change, for all bots.
+//!
+//! A machine is told of changes when it has use for devices ([`look`]), not when they happen. What it
+//! then asks about others is answered from [`device_lists`] as far as the answers there are good, and
+//! the rest is asked of the homeserver once, however many bots want it ([`InFlight`]). An answer is good
+//! if it was asked for after the last change that we were told of. About itself a bot asks directly: the
+//! homeserver tells some of it to nobody else.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use matrix_sdk_crypto::types::requests::KeysQueryRequest;
+use ruma::{OwnedUserId, TransactionId, api::client::keys::get_keys};
+use serde_json::{Map, Value, json};
+use tokio::sync::Notify;
+use tracing::debug;
+
+use super::{StepError, bot_worker::Step};
+use crate::{
+    crypto::SyncChanges,
+    store::{StoreError, device_lists, device_lists::Known},
+};
+
+/// A bot that had nothing to look at still notes now and then how far it has looked.
+const NOTE_EVERY: i64 = 64;
+/// A question that another bot asks is waited for this long before it is looked at again.
+const RECHECK: Duration = Duration::from_secs(5);
+
+/// Tells the machine of the changes since it last looked; without a query if there were none.
+pub(super) async fn look(step: &mut Step<'_>) -> Result<(), StepError> {
+    let (epoch, bot) = (step.device_epoch, step.bot.id);
+    let looked = step.kept().await?.looked_epoch;
+    if looked >= epoch {
+        return Ok(());
+    }
+    // Whom the machine has begun to track in this very step is asked for in any case.
+    let mut conn = step.context.store.connection().await?;
+    let changed_users = device_lists::changed_since(&mut conn, bot, looked).await?;
+    drop(conn);
+    if !changed_users.is_empty() || epoch - step.bot.device_epoch >= NOTE_EVERY {
+        step.rows.looked.insert(bot, epoch);
+    }
+    let kept = step.kept().await?;
+    if !changed_users.is_empty() {
+        let changes = SyncChanges { changed_users, ..SyncChanges::default() };
+        kept.machine.receive(changes).await?;
+        kept.has_requests = true;
+    }
+    kept.looked_epoch = epoch;
+    Ok(())
+}
+
+/// Answers the machine's question about users' devices.
+pub(super) async fn answer(
+    step: &mut Step<'_>,
+    id: &TransactionId,
+    request: &KeysQueryRequest,
+) -> Result<(), StepError> {
+    let own = step.bot.user_id.clone();
+    let others: BTreeSet<OwnedUserId> =
+        request.device_keys.keys().filter(|user| **user != own).cloned().collect();
+    let mut answer = get_keys::v3::Response::new();
+    if request.device_keys.contains_key(&own) {
+        answer = ask(step, [own].into()).await?;
+    }
+    about_others(step, others, &mut answer).await?;
+    step.machine().await?.mark_sent(id, &answer).await?;
+    Ok(())
+}
+
+async fn about_others(
+    step: &mut Step<'_>,
+    users: BTreeSet<OwnedUserId>,
+    answer: &mut get_keys::v3::Response,
+) -> Result<(), StepError> {
+    let mut wanted = users;
+    while !wanted.is_empty() {
+        // Before the rows are read, so that whoever is ready in between is not waited for.
+        let ready = step.context.in_flight.ready.notified();
+        let known = known(step, &wanted).await?;
+        let mut open: BTreeMap<OwnedUserId, i64> = BTreeMap::new();
+        for user in &wanted {
+            match known.iter().find(|known| known.user_id == user.as_str()) {
+                Some(Known { answer: Some(part), .. }) => add(answer, user, part),
+                Some(Known { changed, .. }) => _ = open.insert(user.clone(), *changed),
+                None => _ = open.insert(user.clone(), 0),
+            }
+        }
+        let claimed = step.context.in_flight.claim(open.keys());
+        wanted = open.keys().filter(|user| !claimed.users.contains(*user)).cloned().collect();
+        if !claimed.users.is_empty() {
+            let users: BTreeSet<OwnedUserId> = claimed.users.iter().cloned().collect();
+            debug!(users = users.len(), "asking for devices");
+            metrics::counter!("greenshield_device_lists_asked_total").increment(users.len() as u64);
+            let told = ask(step, users.clone()).await?;
+            keep(step, &users, &open, &told).await?;
+            drop(claimed);
+            merge(answer, told);
+        } else if !wanted.is_empty() {
+            // It may have failed for whoever asked, or the process may be another one by now.
+            let _ = tokio::time::timeout(RECHECK, ready).await;
+        }
+    }
+    Ok(())
+}
+
+async fn known(
+    step: &mut Step<'_>,
+    users: &BTreeSet<OwnedUserId>,
+) -> Result<Vec<Known>, StepError> {
+    let users: Vec<String> = users.iter().map(ToString::to_string).collect();
+    // Through `connection`: that the bot tracks them is committed before anybody is asked.
+    let mut conn = step.connection().await?;
+    Ok(device_lists::known(&mut conn, step.context.store.sealer(), &users).await?)
+}
+
+async fn ask(
+    step: &mut Step<'_>,
+    users: BTreeSet<OwnedUserId>,
+) -> Result<get_keys::v3::Response, StepError> {
+    let mut request = get_keys::v3::Request::new();
+    request.device_keys = users.into_iter().map(|user| (user, Vec::new())).collect();
+    let homeserver = step.homeserver().await?;
+    Ok(homeserver.send((&step.actor).into(), request).await?)
+}
+
+/// Keeps what was told for everybody. About users of a homeserver that could not be asked nothing is.
+async fn keep(
+    step: &mut Step<'_>,
+    users: &BTreeSet<OwnedUserId>,
+    changed: &BTreeMap<OwnedUserId, i64>,
+    told: &get_keys::v3::Response,
+) -> Result<(), StepError> {
+    let answers: Vec<(String, i64, Value)> = users
+        .iter()
+        .filter(|user| !told.failures.contains_key(user.server_name().as_str()))
+        .map(|user| {
+            let part = json!({
+                "device_keys": told.device_keys.get(user),
+                "master_key": told.master_keys.get(user),
+                "self_signing_key": told.self_signing_keys.get(user),
+            });
+            (user.to_string(), changed.get(user).copied().unwrap_or_default(), part)
+        })
+        .collect();
+    let mut tx = step.context.store.begin().await?;
+    device_lists::keep(&mut tx, step.context.store.sealer(), &answers, step.now()).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}
+
+/// Adds a user's stored part. A part that does not parse is as good as a user without devices.
+fn add(answer: &mut get_keys::v3::Response, user: &OwnedUserId, part: &Value) {
+    let parsed = |key: &str| part.get(key).filter(|value| !value.is_null()).cloned();
+    let devices = parsed("device_keys").unwrap_or_else(|| Value::Object(Map::new()));
+    if let Ok(devices) = serde_json::from_value(devices) {
+        answer.device_keys.insert(user.clone(), devices);
+    }
+    if let Some(Ok(key)) = parsed("master_key").map(serde_json::from_value) {
+        answer.master_keys.insert(user.clone(), key);
+    }
+    if let Some(Ok(key)) = parsed("self_signing_key").map(serde_json::from_value) {
+        answer.self_signing_keys.insert(user.clone(), key);
+    }
+}
+
+fn merge(answer: &mut get_keys::v3::Response, told: get_keys::v3::Response) {
+    answer.failures.extend(told.failures);
+    answer.device_keys.extend(told.device_keys);
+    answer.master_keys.extend(told.master_keys);
+    answer.self_signing_keys.extend(told.self_signing_keys);
+}
+
+/// Whom somebody in this process is just asking about.
+#[derive(Default)]
+pub struct InFlight {
+    users: Mutex<HashSet<OwnedUserId>>,
+    ready: Notify,
+}
+
+/// Users that the holder asks about; dropped, they are ready, or to be asked about by somebody else.
+struct Claim<'a> {
+    users: Vec<OwnedUserId>,
+    of: &'a InFlight,
+}
+
+impl InFlight {
+    fn claim<'a>(&'a self, users: impl Iterator<Item = &'a OwnedUserId>) -> Claim<'a> {
+        let mut in_flight = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let users = users.filter(|user| in_flight.insert((*user).clone())).cloned().collect();
+        Claim { users, of: self }
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if self.users.is_empty() {
+            return;
+        }
+        let mut in_flight = self.of.users.lock().unwrap_or_else(PoisonError::into_inner);
+        for user in &self.users {
+            in_flight.remove(user);
+        }
+        drop(in_flight);
+        self.of.ready.notify_waiters();
+    }
+}
