@@ -6,6 +6,8 @@
 //! - [`scene`]: bots, rooms, and courses of messages; [`scenarios`]: what is measured.
 //! - [`usage`]: what it cost; [`results`]: what came of it; [`report`]: the page with all of it.
 
+#![expect(clippy::disallowed_methods, reason = "the rules of a service that lives, not of a bench")]
+
 mod ceiling;
 mod contestant;
 mod homeserver;
@@ -48,8 +50,8 @@ async fn main() -> Result<()> {
         durability == "fsync=on, synchronous_commit=on",
         "this database forgets ({durability}): use `scripts/with-postgres --durable`"
     );
-    let mut results = Results::default();
-    results.machine = machine::describe(&cluster).await?;
+    let machine = machine::describe(&cluster).await?;
+    let mut results = Results { machine, records: Vec::new() };
     let run = scenarios::run(&options, &cluster, &mut results).await;
     if let Some(path) = &options.json {
         results.write(path)?;

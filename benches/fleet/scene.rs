@@ -15,6 +15,7 @@ use crate::{
     homeserver::{
         Homeserver,
         course::{Course, Ping},
+        state::State,
     },
     human::Human,
     usage::{Cluster, Cost},
@@ -126,7 +127,7 @@ impl Scene {
     /// Messages of a new course, `count` of them, through these rooms in turn. New room keys go into
     /// the queue before.
     pub async fn prepare(&self, rooms: &[Room], count: usize) -> Result<Course> {
-        let id = self.homeserver.with(|state| state.number());
+        let id = self.homeserver.with(State::number);
         for room in rooms {
             room.human.share(&room.id, &room.bots).await?;
         }
@@ -199,9 +200,8 @@ impl Scene {
 
     /// Until all that was asked is answered.
     async fn answered(&self) -> Result<()> {
-        let there = |state: &crate::homeserver::state::State| {
-            state.course.answered >= state.course.next && state.queue.is_empty()
-        };
+        let there =
+            |state: &State| state.course.answered >= state.course.next && state.queue.is_empty();
         let waited = self.homeserver.until("all answers", PATIENCE, there).await;
         waited.with_context(|| {
             let (answered, asked) = self.homeserver.with(|s| (s.course.answered, s.course.next));

@@ -16,21 +16,22 @@ const USAGES: [&str; 3] = ["master", "self_signing", "user_signing"];
 
 #[derive(Deserialize)]
 struct Upload {
-    device_keys: Option<Box<RawValue>>,
-    #[serde(default)]
-    one_time_keys: Map<String, Value>,
-    #[serde(default)]
-    fallback_keys: Map<String, Value>,
+    #[serde(rename = "device_keys")]
+    device: Option<Box<RawValue>>,
+    #[serde(default, rename = "one_time_keys")]
+    one_time: Map<String, Value>,
+    #[serde(default, rename = "fallback_keys")]
+    fallback: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
 struct Query {
-    device_keys: HashMap<String, serde::de::IgnoredAny>,
+    device_keys: HashMap<String, Vec<String>>,
 }
 
 #[derive(Deserialize)]
 struct Claim {
-    one_time_keys: HashMap<String, HashMap<String, serde::de::IgnoredAny>>,
+    one_time_keys: HashMap<String, HashMap<String, String>>,
 }
 
 #[derive(Deserialize)]
@@ -71,15 +72,15 @@ impl State {
         let upload: Upload = serde_json::from_slice(body).map_err(|_| BAD)?;
         let row = self.users.get_mut(user).and_then(|user| user.devices.get_mut(device));
         let row = row.ok_or((400, "M_UNKNOWN"))?;
-        for (id, key) in upload.one_time_keys {
+        for (id, key) in upload.one_time {
             row.one_time_keys.push_back((id, key.to_string()));
         }
-        if let Some((id, key)) = upload.fallback_keys.into_iter().next() {
+        if let Some((id, key)) = upload.fallback.into_iter().next() {
             row.fallback = Some((id, key.to_string()));
             row.fallback_used = false;
         }
         let count = row.one_time_keys.len();
-        if let Some(keys) = upload.device_keys.filter(|keys| keys.get() != "null") {
+        if let Some(keys) = upload.device.filter(|keys| keys.get() != "null") {
             row.keys = Some(keys.get().to_owned());
             self.queue.changed.insert(user.to_owned());
         }
@@ -98,13 +99,11 @@ impl State {
                 .iter()
                 .filter_map(|(id, device)| Some(format!("\"{id}\":{}", device.keys.as_ref()?)));
             let published: Vec<String> = published.collect();
-            let comma = if devices.is_empty() { "" } else { "," };
-            let _ = write!(devices, "{comma}\"{name}\":{{{}}}", published.join(","));
+            add(&mut devices, format_args!("\"{name}\":{{{}}}", published.join(",")));
             for (usage, keys) in USAGES.iter().zip(&mut identities) {
-                let key = user.identity.get(usage);
-                if let Some(key) = key.filter(|_| *usage != "user_signing" || name == me) {
-                    let comma = if keys.is_empty() { "" } else { "," };
-                    let _ = write!(keys, "{comma}\"{name}\":{key}");
+                let Some(key) = user.identity.get(usage) else { continue };
+                if *usage != "user_signing" || name == me {
+                    add(keys, format_args!("\"{name}\":{key}"));
                 }
             }
         }
@@ -168,22 +167,20 @@ impl State {
         for (name, devices) in body.messages {
             let Some(user) = self.users.get_mut(&name) else { continue };
             for (wanted, content) in devices {
-                for (id, device) in &mut user.devices {
-                    if wanted != "*" && wanted != *id {
-                        continue;
-                    }
-                    let content = content.get();
-                    let event = format!(
-                        "\"type\":\"{kind}\",\"sender\":\"{sender}\",\"content\":{content}"
-                    );
-                    if Self::is_bot(&name) {
-                        let json = format!(
+                let content = content.get();
+                let event =
+                    format!("\"type\":\"{kind}\",\"sender\":\"{sender}\",\"content\":{content}");
+                let found = user.devices.iter_mut();
+                let found = found.filter(|(id, _)| wanted == "*" || wanted == **id);
+                if Self::is_bot(&name) {
+                    self.queue.to_device.extend(found.map(|(id, _)| ToDevice {
+                        json: format!(
                             "{{{event},\"to_user_id\":\"{name}\",\"to_device_id\":\"{id}\"}}"
-                        );
-                        self.queue.to_device.push_back(ToDevice { json, user: name.clone() });
-                    } else {
-                        device.inbox.push(format!("{{{event}}}"));
-                    }
+                        ),
+                        user: name.clone(),
+                    }));
+                } else {
+                    found.for_each(|(_, device)| device.inbox.push(format!("{{{event}}}")));
                 }
             }
         }
@@ -198,6 +195,12 @@ impl Device {
             self.fallback.clone()
         })
     }
+}
+
+/// Adds a member to the inside of a JSON object.
+fn add(object: &mut String, member: std::fmt::Arguments<'_>) {
+    let comma = if object.is_empty() { "" } else { "," };
+    let _ = write!(object, "{comma}{member}");
 }
 
 fn merge_signatures(target: &str, object: &Value) -> Option<String> {

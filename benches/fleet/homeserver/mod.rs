@@ -23,17 +23,18 @@ use axum::{
     extract::{Request, State as Shared},
     http::{Response, StatusCode},
 };
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{net::TcpListener, sync::Notify, task::JoinSet};
 
 use self::{call::Call, push::Appservice, state::State};
 
 pub const SERVER_NAME: &str = "bench.example.org";
 
-/// The homeserver; cheap to clone.
+/// The homeserver; cheap to clone, and gone with its last clone.
 #[derive(Clone)]
 pub struct Homeserver {
     pub url: String,
     inner: Arc<Inner>,
+    _tasks: Arc<JoinSet<()>>,
 }
 
 struct Inner {
@@ -60,14 +61,15 @@ impl Homeserver {
             http: reqwest::Client::builder().no_proxy().tcp_nodelay(true).build()?,
         });
         let router = Router::new().fallback(answer).with_state(Arc::clone(&inner));
-        tokio::spawn(async move {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
             let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
                 let _ = stream.set_nodelay(true);
             });
             let _ = axum::serve(listener, router).await;
         });
-        tokio::spawn(push::run(Arc::clone(&inner)));
-        Ok(Self { url, inner })
+        tasks.spawn(push::run(Arc::clone(&inner)));
+        Ok(Self { url, inner, _tasks: Arc::new(tasks) })
     }
 
     /// What it keeps, to look at or to change; what was queued goes out once this is let go.

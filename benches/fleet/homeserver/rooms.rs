@@ -15,8 +15,8 @@ use super::{
 const EMPTY: Answer = Ok(Bytes::from_static(b"{}"));
 const NOT_FOUND: Answer = Err((404, "M_NOT_FOUND"));
 
-fn body(value: &Value) -> Answer {
-    Ok(value.to_string().into())
+fn body(value: &Value) -> Bytes {
+    value.to_string().into()
 }
 
 pub fn now_millis() -> u128 {
@@ -35,13 +35,15 @@ impl State {
                 .or_else(|| self.user_call(call, method, rest))
                 .unwrap_or(Err((404, "M_UNRECOGNIZED"))),
             ("GET", ["_matrix", "client", "versions"]) => {
-                body(&json!({ "versions": ["v1.1", "v1.11"] }))
+                Ok(body(&json!({ "versions": ["v1.1", "v1.11"] })))
             }
             // Nothing was lost here: what is sent is pushed.
-            ("POST", ["_matrix", "client", "unstable", _, "sync"]) => body(&json!({ "pos": "0",
-                "extensions": { "to_device": { "next_batch": "0", "events": [] } } })),
+            ("POST", ["_matrix", "client", "unstable", _, "sync"]) => {
+                Ok(body(&json!({ "pos": "0",
+                "extensions": { "to_device": { "next_batch": "0", "events": [] } } })))
+            }
             ("POST", ["_matrix", "client", "v1", "appservice", _, "ping"]) => {
-                body(&json!({ "duration_ms": 1 }))
+                Ok(body(&json!({ "duration_ms": 1 })))
             }
             _ => Err((404, "M_UNRECOGNIZED")),
         }
@@ -50,16 +52,18 @@ impl State {
     fn user_call(&mut self, call: &Call, method: &str, rest: &[&str]) -> Option<Answer> {
         let me = call.user();
         Some(match (method, rest) {
-            ("GET", ["account", "whoami"]) => body(&json!({ "user_id": me })),
+            ("GET", ["account", "whoami"]) => Ok(body(&json!({ "user_id": me }))),
             ("POST", ["register"]) => {
                 let request: Value = serde_json::from_slice(&call.body).unwrap_or_default();
                 let localpart = request["username"].as_str().unwrap_or_default();
                 let user = format!("@{localpart}:{SERVER_NAME}");
                 self.users.entry(user.clone()).or_default();
-                body(&json!({ "user_id": user }))
+                Ok(body(&json!({ "user_id": user })))
             }
             ("GET", ["devices", id]) => match self.users.get(&*me) {
-                Some(user) if user.devices.contains_key(*id) => body(&json!({ "device_id": id })),
+                Some(user) if user.devices.contains_key(*id) => {
+                    Ok(body(&json!({ "device_id": id })))
+                }
                 _ => NOT_FOUND,
             },
             ("PUT", ["devices", id]) => {
@@ -88,15 +92,15 @@ impl State {
             ("PUT", ["rooms", room, "send", kind, _]) => self.send(call, &me, room, kind),
             ("POST", ["createRoom"]) => {
                 let request: Value = serde_json::from_slice(&call.body).unwrap_or_default();
-                body(&json!({ "room_id": self.create(&me, &request) }))
+                Ok(body(&json!({ "room_id": self.create(&me, &request) })))
             }
             ("GET", ["joined_rooms"]) => {
                 let joined = self.users.get(&*me).map(|user| &user.joined);
-                body(&json!({ "joined_rooms": joined }))
+                Ok(body(&json!({ "joined_rooms": joined })))
             }
             ("POST", ["join", room]) => {
                 self.member(room, &me, &me, "join");
-                body(&json!({ "room_id": room }))
+                Ok(body(&json!({ "room_id": room })))
             }
             ("POST", ["rooms", room, "leave"]) => {
                 self.member(room, &me, &me, "leave");
@@ -119,9 +123,9 @@ impl State {
                             "room_id": room, "content": { "membership": membership } })
                     })
                     .collect();
-                body(&json!({ "chunk": chunk }))
+                Ok(body(&json!({ "chunk": chunk })))
             }
-            ("GET", ["rooms", _, "messages"]) => body(&json!({ "chunk": [], "start": "s" })),
+            ("GET", ["rooms", _, "messages"]) => Ok(body(&json!({ "chunk": [], "start": "s" }))),
             _ => return None,
         })
     }
@@ -150,9 +154,8 @@ impl State {
         if let Some(creation) = request.get("creation_content") {
             room.creation = creation.to_string();
         }
-        let encryption = request["initial_state"].as_array().into_iter().flatten();
-        let encryption =
-            encryption.filter(|event| event["type"] == "m.room.encryption").next_back();
+        let mut encryption = request["initial_state"].as_array().into_iter().flatten();
+        let encryption = encryption.rfind(|event| event["type"] == "m.room.encryption");
         room.encryption = encryption.map(|event| event["content"].to_string());
         self.rooms.insert(id.clone(), room);
         self.member(&id, me, me, "join");

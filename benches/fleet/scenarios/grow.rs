@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
 
-use super::{paced, warm, warmed};
+use super::{paced, span, warm, warmed};
 use crate::{
     contestant::Kind,
     options::{Options, Scenario},
@@ -19,7 +19,7 @@ const ACTIVE: usize = 10;
 /// From this size on a fleet counts as one for the scenario `idle`.
 const MANY: usize = 1000;
 /// What happens at the start is looked at for so long.
-const START: Duration = Duration::from_secs(10);
+const START: u64 = 10;
 
 pub async fn run(options: &Options, cluster: &Arc<Cluster>, results: &mut Results) -> Result<()> {
     let usual: &[usize] =
@@ -27,7 +27,7 @@ pub async fn run(options: &Options, cluster: &Arc<Cluster>, results: &mut Result
     for bots in options.sizes(usual) {
         for kind in options.contestants() {
             let mut scene = Scene::open(kind, cluster, bots).await?;
-            let idle = (kind == Kind::Greenshield).then_some(idle(&mut scene).await?);
+            let idle = (kind == Kind::Greenshield).then_some(idle(options, &mut scene).await?);
             let is_many = bots >= MANY || options.quick;
             if let Some(idle) = &idle
                 && options.wants(Scenario::Idle)
@@ -43,7 +43,7 @@ pub async fn run(options: &Options, cluster: &Arc<Cluster>, results: &mut Result
             let mut record = warm::run(options, &scene, &rooms).await?;
             record.figures.extend(paced::run(options, &scene, &rooms).await?.figures);
             record.figures.extend(idle.map(|idle| idle.figures).unwrap_or_default());
-            record.scenario = "sizes".to_owned();
+            "sizes".clone_into(&mut record.scenario);
             record.bots = bots;
             results.add(record.with("idle_rss_mib", resident));
         }
@@ -52,7 +52,7 @@ pub async fn run(options: &Options, cluster: &Arc<Cluster>, results: &mut Result
 }
 
 /// Starts it again, and lets it be.
-async fn idle(scene: &mut Scene) -> Result<Record> {
+async fn idle(options: &Options, scene: &mut Scene) -> Result<Record> {
     let bots = number(scene.bots.len());
     let mut size = 0;
     if let Some(database) = &scene.contestant.database {
@@ -64,7 +64,7 @@ async fn idle(scene: &mut Scene) -> Result<Record> {
     } else {
         Duration::ZERO
     };
-    tokio::time::sleep(START.saturating_sub(ready)).await;
+    tokio::time::sleep(span(options, START).saturating_sub(ready)).await;
     let calls = scene.homeserver.with(|state| state.calls.all) - before;
     Ok(Record::new("idle", scene.contestant.kind.name(), scene.bots.len())
         .with("onboarded_per_s", bots / scene.onboarding.as_secs_f64())

@@ -14,7 +14,7 @@ use anyhow::{Result, ensure};
 use super::{span, warmed};
 use crate::{
     contestant::Kind,
-    homeserver::course::Course,
+    homeserver::{course::Course, state::State},
     human::Human,
     options::Options,
     results::{Record, millis, number, percentile},
@@ -52,13 +52,16 @@ pub async fn run(options: &Options, cluster: &Arc<Cluster>, kind: Kind) -> Resul
     ensure!(outcome.all == total, "{} of {total} answered", outcome.all);
     check(&outcome.course, &rooms).await?;
     let latencies = outcome.course.latencies();
-    Ok(Record::new("mixed", kind.name(), bots)
+    let record = Record::new("mixed", kind.name(), bots)
         .with("messages_per_s", number(outcome.answered) / outcome.elapsed.as_secs_f64())
         .with("cpu_ms", millis(outcome.cost.own + outcome.cost.postgres) / number(outcome.all))
         .with("p50_ms", percentile(&latencies, 0.5))
         .with("p99_ms", percentile(&latencies, 0.99))
-        .with("messages", number(outcome.all))
-        .with("verifications_per_s", number(verified) / elapsed))
+        .with("messages", number(outcome.all));
+    Ok(match kind {
+        Kind::Greenshield => record.with("verifications_per_s", number(verified) / elapsed),
+        Kind::Ceiling => record,
+    })
 }
 
 /// Messages with the keys that go before each, and the room of each message.
@@ -66,7 +69,7 @@ async fn prepare(scene: &mut Scene, known: &[Room], total: usize) -> Result<(Cou
     let strangers = scene.humans(total.div_ceil(FIRST_CONTACT)).await?;
     let mut new_rooms = scene.rooms(strangers.len(), &strangers).await?.into_iter();
     scene.hold();
-    let id = scene.homeserver.with(|state| state.number());
+    let id = scene.homeserver.with(State::number);
     let (mut pings, mut rooms) = (Vec::with_capacity(total), Vec::with_capacity(total));
     for index in 0..total {
         let stranger = (index % FIRST_CONTACT == 0).then(|| new_rooms.next()).flatten();

@@ -11,10 +11,13 @@ use crate::{
 
 /// More than the ceiling answers in a second.
 const MOST_PER_SECOND: usize = 6000;
+/// A room key lasts for 10,000 messages, other scenarios' among them.
+const MOST_PER_ROOM: usize = 8500;
 
 pub async fn run(options: &Options, scene: &Scene, rooms: &[Room]) -> Result<Record> {
     let limit = span(options, 8);
     let messages = MOST_PER_SECOND * usize::try_from(limit.as_secs())?;
+    let messages = messages.min(MOST_PER_ROOM * rooms.len());
     let course = scene.prepare(rooms, messages).await?;
     let outcome = scene.run(course, options.outstanding, Some(limit)).await?;
     scene.check(&outcome.course, rooms).await?;
