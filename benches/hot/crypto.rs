@@ -1,0 +1,132 @@
+//! What a bot does with matrix-sdk-crypto, on our store (`postgres`) and on the one in memory
+//! (`memory`): all of it in one task, as for one bot.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use criterion::Criterion;
+use matrix_sdk_crypto::OlmMachine;
+use ruma::{
+    OwnedDeviceId, OwnedUserId, RoomId, UserId,
+    events::{AnyMessageLikeEventContent, room::message::OriginalSyncRoomMessageEvent},
+    serde::Raw,
+};
+use serde_json::{json, value::to_raw_value};
+use tokio::runtime::Runtime;
+
+use crate::{
+    database::Database,
+    pair::{DECRYPTION, Side, new_room},
+};
+
+const BATCH: usize = 50;
+
+#[derive(Clone, Copy)]
+enum On {
+    Postgres,
+    Memory,
+}
+
+pub fn run(criterion: &mut Criterion, runtime: &Runtime, database: &Database) {
+    for on in [On::Postgres, On::Memory] {
+        let name = match on {
+            On::Postgres => "postgres",
+            On::Memory => "memory",
+        };
+        let mut group = |what: &str, measure: &dyn Fn(u64) -> Result<Duration>| {
+            let mut group = criterion.benchmark_group(what);
+            group.bench_function(name, |b| b.iter_custom(|times| measure(times).expect("works")));
+            group.finish();
+        };
+        group("megolm_decrypt", &|times| runtime.block_on(decrypt(database, on, times)));
+        group("megolm_encrypt", &|times| runtime.block_on(encrypt(database, on, times)));
+        group("room_key_alone", &|times| runtime.block_on(room_keys(database, on, times, 1)));
+        group("room_key_batch", &|times| runtime.block_on(room_keys(database, on, times, BATCH)));
+    }
+}
+
+/// A human and a bot who have met, and a room.
+struct Scene {
+    human: Side,
+    bot: Side,
+}
+
+impl Scene {
+    async fn new(database: &Database, on: On) -> Result<Self> {
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        let human = OwnedUserId::try_from(format!("@human_{name}:example.org"))?;
+        let bot = OwnedUserId::try_from(format!("@bot_{name}:example.org"))?;
+        let device = OwnedDeviceId::from("DEVICE");
+        let human = Side::new(OlmMachine::new(&human, &device).await).await?;
+        let machine = match on {
+            On::Postgres => {
+                let store = database.bot(bot.as_str(), device.as_str()).await?;
+                OlmMachine::with_store(&bot, &device, store, None).await?
+            }
+            On::Memory => OlmMachine::new(&bot, &device).await,
+        };
+        machine.set_room_key_requests_enabled(false);
+        let mut this = Self { human, bot: Side::new(machine).await? };
+        this.human.meet(&mut this.bot).await?;
+        this.bot.meet(&mut this.human).await?;
+        Ok(this)
+    }
+
+    fn bot(&self) -> &UserId {
+        self.bot.machine.user_id()
+    }
+}
+
+async fn say(side: &Side, room: &RoomId) -> Result<Raw<OriginalSyncRoomMessageEvent>> {
+    let content = json!({ "msgtype": "m.text", "body": "!ping" });
+    let content: Raw<AnyMessageLikeEventContent> = Raw::from_json(to_raw_value(&content)?);
+    let encrypted = side.machine.encrypt_room_event_raw(room, "m.room.message", &content).await?;
+    let event = json!({ "type": "m.room.encrypted", "sender": side.machine.user_id(),
+        "event_id": format!("${}", uuid::Uuid::new_v4().simple()), "room_id": room,
+        "origin_server_ts": 1, "content": encrypted.content });
+    Ok(Raw::from_json(to_raw_value(&event)?))
+}
+
+async fn decrypt(database: &Database, on: On, times: u64) -> Result<Duration> {
+    let scene = Scene::new(database, on).await?;
+    let room = new_room()?;
+    let key = scene.human.room_key(&room, scene.bot()).await?;
+    ensure!(scene.bot.receive(vec![key]).await? == 1, "the room key was not taken");
+    let mut messages = Vec::new();
+    for _ in 0..times {
+        messages.push(say(&scene.human, &room).await?);
+    }
+    let begun = Instant::now();
+    for message in &messages {
+        scene
+            .bot
+            .machine
+            .decrypt_room_event(message.cast_ref_unchecked(), &room, &DECRYPTION)
+            .await?;
+    }
+    Ok(begun.elapsed())
+}
+
+async fn encrypt(database: &Database, on: On, times: u64) -> Result<Duration> {
+    let scene = Scene::new(database, on).await?;
+    let room = new_room()?;
+    scene.bot.room_key(&room, scene.human.machine.user_id()).await?;
+    let begun = Instant::now();
+    for _ in 0..times {
+        say(&scene.bot, &room).await?;
+    }
+    Ok(begun.elapsed())
+}
+
+async fn room_keys(database: &Database, on: On, times: u64, batch: usize) -> Result<Duration> {
+    let scene = Scene::new(database, on).await?;
+    let mut spent = Duration::ZERO;
+    for _ in 0..times {
+        let keys = scene.human.room_keys(batch, scene.bot()).await?;
+        let begun = Instant::now();
+        let taken = scene.bot.receive(keys).await?;
+        spent += begun.elapsed();
+        ensure!(taken == batch, "{taken} of {batch} keys were taken");
+    }
+    Ok(spent)
+}
