@@ -18,8 +18,10 @@
     reason = "the test binary and the demo share this, and neither uses all of it"
 )]
 
+pub mod cluster;
 pub mod fake_homeserver;
 pub mod greenshield;
+pub mod hold;
 pub mod human;
 pub mod installed;
 pub mod poll;
