@@ -13,4 +13,5 @@
 mod architecture;
 mod e2e;
 mod fast;
+mod storms;
 mod support;

@@ -159,7 +159,7 @@ impl Process {
             .collect())
     }
 
-    /// Whether any other process is alive.
+    /// Whether any other process is alive: one that was killed a moment ago is not.
     ///
     /// # Errors
     ///
@@ -172,7 +172,12 @@ impl Process {
         Ok(sqlx::query_scalar!(
             r#"-- leases.is_alone
             SELECT NOT EXISTS (
-                SELECT FROM processes WHERE process_id <> $1 AND seen_at > $2
+                SELECT FROM processes p
+                WHERE process_id <> $1 AND seen_at > $2 AND EXISTS (
+                    SELECT FROM pg_locks l
+                    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+                        AND ((l.classid::BIGINT << 32) | l.objid::BIGINT) = p.lock_key
+                )
             ) AS "alone!""#,
             self.id,
             now - lease,

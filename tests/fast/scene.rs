@@ -5,12 +5,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use url::Url;
 
 use crate::support::{
     fake_homeserver::{FakeHomeserver, Person, Read},
     greenshield::Greenshield,
     poll,
-    postgres::Database,
+    postgres::{self, Database},
     random,
 };
 
@@ -20,7 +21,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Scene {
     pub greenshield: Greenshield,
     pub sql: PgPool,
-    _database: Database,
+    pub database: Url,
+    _database: Option<Database>,
     pub fake: FakeHomeserver,
 }
 
@@ -34,13 +36,19 @@ pub struct Bot {
 
 impl Scene {
     pub async fn start() -> Result<Self> {
-        let fake = FakeHomeserver::start().await?;
         let database = Database::create().await?;
-        let mut greenshield = Greenshield::install(fake.url(), &database.url())?;
+        let url = database.url();
+        Ok(Self { _database: Some(database), ..Self::on(&url).await? })
+    }
+
+    /// A scene on a database that somebody else looks after.
+    pub async fn on(database: &Url) -> Result<Self> {
+        let fake = FakeHomeserver::start().await?;
+        let mut greenshield = Greenshield::install(fake.url(), database)?;
         fake.connect(&greenshield.registration())?;
         greenshield.start().await?;
-        let sql = database.pool().await?;
-        Ok(Self { greenshield, sql, _database: database, fake })
+        let sql = postgres::pool(database).await?;
+        Ok(Self { greenshield, sql, database: database.clone(), _database: None, fake })
     }
 
     /// A scene with a person and a bot that know each other already and have nothing left to do.

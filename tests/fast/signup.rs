@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 /// The promises about identities, whatever happened.
-fn whole(scene: &Scene, bot: &Bot) -> Result<()> {
+pub fn whole(scene: &Scene, bot: &Bot) -> Result<()> {
     let masters = scene.fake.masters(&bot.user_id);
     ensure!(masters.len() == 1, "{masters:?}");
     let ours = bot.signup["msk_public"].as_str().unwrap_or_default();

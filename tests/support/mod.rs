@@ -18,8 +18,10 @@
     reason = "the test binary and the demo share this, and neither uses all of it"
 )]
 
+pub mod cluster;
 pub mod fake_homeserver;
 pub mod greenshield;
+pub mod hold;
 pub mod human;
 pub mod installed;
 pub mod poll;
@@ -27,6 +29,7 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod random;
+pub mod report;
 pub mod scratch;
 pub mod synapse;
 pub mod world;

@@ -41,11 +41,15 @@ impl Database {
         url
     }
 
-    /// A small pool for the calling test; pools are not to be shared between runtimes.
     pub async fn pool(&self) -> Result<PgPool> {
-        let options = PgPoolOptions::new().max_connections(4);
-        Ok(options.acquire_timeout(Duration::from_secs(10)).connect(self.url().as_str()).await?)
+        pool(&self.url()).await
     }
+}
+
+/// A small pool for the calling test; pools are not to be shared between runtimes.
+pub async fn pool(url: &Url) -> Result<PgPool> {
+    let options = PgPoolOptions::new().max_connections(4);
+    Ok(options.acquire_timeout(Duration::from_secs(10)).connect(url.as_str()).await?)
 }
 
 /// A killed test process, and a world shared by a whole process, drop nothing: the next process

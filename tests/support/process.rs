@@ -52,6 +52,8 @@ pub enum Output {
 pub enum Signal {
     Term,
     Kill,
+    /// How PostgreSQL is told to fall over.
+    Quit,
     /// Freezes the program: a homeserver or a worker that hangs.
     Stop,
     /// Thaws it.
@@ -111,6 +113,7 @@ impl Guarded {
         let name = match signal {
             Signal::Term => "-TERM",
             Signal::Kill => "-KILL",
+            Signal::Quit => "-QUIT",
             Signal::Stop => "-STOP",
             Signal::Cont => "-CONT",
         };

@@ -164,13 +164,29 @@ pub(super) type InboundRows = BTreeMap<(BotId, String, String), InboundRow>;
 /// Sealed sessions that bots send with, by bot and room.
 pub(super) type OutboundRows = BTreeMap<(BotId, String), Vec<u8>>;
 
+/// Of several copies of one room key the one that opens most. The machine compares each key that
+/// comes with what is stored, but not with the others that come at the same time; and a peer whose
+/// device starts another Olm session is given the key a second time, from where the ratchet is then.
+fn best(sessions: Vec<InboundGroupSession>) -> impl Iterator<Item = InboundGroupSession> {
+    let mut best: BTreeMap<(String, String), InboundGroupSession> = BTreeMap::new();
+    for session in sessions {
+        let key = (session.room_id().as_str().to_owned(), session.session_id().to_owned());
+        let opens_more =
+            |known: &InboundGroupSession| known.first_known_index() < session.first_known_index();
+        if !best.get(&key).is_some_and(opens_more) {
+            best.insert(key, session);
+        }
+    }
+    best.into_values()
+}
+
 /// Pickles and seals.
 pub(super) async fn prepare_inbound(
     store: &PgCryptoStore,
     sessions: &[InboundGroupSession],
 ) -> Result<InboundRows> {
     let mut rows = InboundRows::new();
-    for session in sessions {
+    for session in best(sessions) {
         let room_id = session.room_id().as_str().to_owned();
         let session_id = session.session_id().to_owned();
         let pickle = session.pickle().await;

@@ -253,6 +253,13 @@ impl FakeHomeserver {
         self.lock().unsigned.clone()
     }
 
+    /// The devices of a user, as anybody sees them.
+    pub fn devices(&self, user: &str) -> Vec<String> {
+        let state = self.lock();
+        let devices = state.devices.keys().filter(|(owner, _)| owner == user);
+        devices.map(|(_, device)| device.clone()).collect()
+    }
+
     /// Ends a device, and tells everybody.
     pub fn remove_device(&self, user: &str, device: &str) {
         let mut state = self.lock();

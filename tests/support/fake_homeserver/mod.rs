@@ -9,8 +9,10 @@ mod call;
 mod keys;
 mod person;
 mod push;
+mod ratchets;
 mod rooms;
 mod state;
+mod trap;
 mod verifying;
 
 use std::{
@@ -28,11 +30,13 @@ use axum::{
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::Notify, task::JoinSet};
 
-use self::{call::Call, state::State};
+use self::{call::Call, state::State, trap::Planned};
 pub use self::{
     call::Seen,
     person::{Person, Read},
     push::Delivery,
+    trap::Trap,
+    verifying::End,
 };
 
 /// What happens to a call of greenshield instead of its answer.
@@ -46,6 +50,8 @@ pub enum Fault {
     Lost,
     /// The call is carried out, and no answer ever comes.
     Hang,
+    /// No answer ever comes, and nothing was carried out.
+    Swallowed,
     /// The answer takes its time.
     Slow(Duration),
 }
@@ -128,7 +134,7 @@ impl FakeHomeserver {
 
     /// The next `times` calls of greenshield whose path contains `path` meet `fault`.
     pub fn fault(&self, path: &str, times: usize, fault: Fault) {
-        self.inner.lock().faults.push((path.to_owned(), times, fault));
+        self.inner.lock().faults.push(Planned::new(path, 0, times, fault));
     }
 
     /// Whatever faults are left happen no more.
@@ -152,15 +158,23 @@ async fn answer(Shared(inner): Shared<Arc<Inner>>, request: Request) -> Response
     let Ok(call) = call::read(&inner, request).await else {
         return broken();
     };
-    let fault = inner.lock().fault_of(&call);
+    let (fault, met) = inner.lock().fault_of(&call).unzip();
+    let met = || met.as_ref().map(|met| met.notify_one());
     match &fault {
         Some(Fault::Answer { status, body }) => {
             inner.lock().note(&call, *status);
+            met();
             return respond(*status, body.clone());
         }
         Some(Fault::Broken) => {
             inner.lock().note(&call, 0);
+            met();
             return broken();
+        }
+        Some(Fault::Swallowed) => {
+            inner.lock().note(&call, 0);
+            met();
+            return std::future::pending().await;
         }
         Some(Fault::Slow(wait)) => tokio::time::sleep(*wait).await,
         Some(Fault::Lost | Fault::Hang) | None => {}
@@ -177,6 +191,7 @@ async fn answer(Shared(inner): Shared<Arc<Inner>>, request: Request) -> Response
     };
     inner.lock().note(&call, status);
     inner.news.notify_one();
+    met();
     match fault {
         Some(Fault::Lost) => broken(),
         Some(Fault::Hang) => std::future::pending().await,
@@ -199,15 +214,11 @@ fn broken() -> Response {
 }
 
 impl State {
-    fn fault_of(&mut self, call: &Call) -> Option<Fault> {
+    fn fault_of(&mut self, call: &Call) -> Option<(Fault, Arc<Notify>)> {
         if !call.by_greenshield {
             return None;
         }
-        let faults = self.faults.iter_mut();
-        let (_, left, fault) =
-            faults.into_iter().find(|(path, left, _)| *left > 0 && call.path.contains(path))?;
-        *left -= 1;
-        Some(fault.clone())
+        self.faults.iter_mut().find_map(|planned| planned.hits(&call.path))
     }
 
     fn note(&mut self, call: &Call, status: u16) {

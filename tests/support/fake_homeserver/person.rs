@@ -136,27 +136,34 @@ impl Person {
     /// Takes in what came: to-device messages, and that everybody may have changed.
     pub async fn sync(&self) -> Result<()> {
         let messages = self.fake.take_inbox(&self.user_id, &self.device_id);
-        let to_device_events = messages
-            .iter()
-            .map(|event| Ok(Raw::from_json(to_raw_value(event)?)))
-            .collect::<Result<_>>()?;
         let mut changed_devices = DeviceLists::new();
         changed_devices.changed = self.machine.tracked_users().await?.into_iter().collect();
-        let changes = EncryptionSyncChanges {
-            to_device_events,
-            changed_devices: &changed_devices,
-            one_time_keys_counts: &std::collections::BTreeMap::new(),
-            unused_fallback_keys: None,
-            next_batch_token: None,
-        };
         // The senders of room keys are looked at when these arrive: know them first.
         let senders = messages.iter().filter_map(|event| event["sender"].as_str());
         let senders: Vec<OwnedUserId> =
             senders.filter_map(|sender| OwnedUserId::try_from(sender).ok()).collect();
         self.machine.update_tracked_users(senders.iter().map(AsRef::as_ref)).await?;
         self.flush().await?;
-        self.machine.receive_sync_changes(changes, &DECRYPTION).await?;
+        // One by one: of two copies of a room key that come at once, matrix-sdk-crypto 0.18 keeps the
+        // later one, even if it opens less.
+        for message in &messages {
+            self.receive(Some(message), &DeviceLists::new()).await?;
+        }
+        self.receive(None, &changed_devices).await?;
         self.flush().await
+    }
+
+    async fn receive(&self, message: Option<&Value>, changed_devices: &DeviceLists) -> Result<()> {
+        let message = message.map(|event| anyhow::Ok(Raw::from_json(to_raw_value(event)?)));
+        let changes = EncryptionSyncChanges {
+            to_device_events: message.transpose()?.into_iter().collect(),
+            changed_devices,
+            one_time_keys_counts: &std::collections::BTreeMap::new(),
+            unused_fallback_keys: None,
+            next_batch_token: None,
+        };
+        self.machine.receive_sync_changes(changes, &DECRYPTION).await?;
+        Ok(())
     }
 
     pub async fn join(&self, room: &str) -> Result<()> {
@@ -222,17 +229,27 @@ impl Person {
 
     /// What others said in the room, as far as this device can decrypt it, oldest first.
     pub async fn read(&self, room: &str) -> Result<Vec<Read>> {
+        Ok(self.read_all(room).await?.0)
+    }
+
+    /// The same, and of what it cannot decrypt the event and why.
+    pub async fn read_all(&self, room: &str) -> Result<(Vec<Read>, Vec<String>)> {
         self.sync().await?;
         let room_id = <&RoomId>::try_from(room)?;
-        let mut read = Vec::new();
+        let (mut read, mut unreadable) = (Vec::new(), Vec::new());
         for event in self.fake.timeline(room) {
             if event["type"] != "m.room.encrypted" || event["sender"] == self.user_id {
                 continue;
             }
             let raw = Raw::from_json(to_raw_value(&event)?);
-            let Ok(decrypted) = self.machine.decrypt_room_event(&raw, room_id, &DECRYPTION).await
-            else {
-                continue;
+            let decrypted = match self.machine.decrypt_room_event(&raw, room_id, &DECRYPTION).await
+            {
+                Ok(decrypted) => decrypted,
+                Err(error) => {
+                    let (id, sender) = (&event["event_id"], &event["sender"]);
+                    unreadable.push(format!("{id} of {sender}: {error}"));
+                    continue;
+                }
             };
             let clear: Value = serde_json::from_str(decrypted.event.json().get())?;
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -247,7 +264,7 @@ impl Person {
                 shield: format!("{shield:?}"),
             });
         }
-        Ok(read)
+        Ok((read, unreadable))
     }
 
     /// The answer to this message, once it is there and can be read.

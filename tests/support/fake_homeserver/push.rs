@@ -45,6 +45,9 @@ pub struct Queue {
     pub changed: BTreeSet<String>,
     pub held: Held,
     pub drop_to_device: bool,
+    pub forgetful: bool,
+    pub refused: usize,
+    pub accepted: usize,
     pub late_to_device: Vec<(String, String, Value)>,
     pub in_flight: bool,
 }
@@ -73,12 +76,27 @@ impl State {
 pub(super) async fn run(inner: Arc<Inner>) {
     loop {
         let next = inner.lock().transaction();
-        let Some((appservice, id, body)) = next else {
+        let Some((appservice, id, mut body)) = next else {
             inner.news.notified().await;
             continue;
         };
         while put(&inner, &appservice, &id, body.to_string()).await.is_ok_and(|(s, _)| s != 200) {
+            inner.lock().queue.failed(&mut body);
             tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        inner.lock().queue.accepted += 1;
+    }
+}
+
+impl Queue {
+    /// This transaction comes again, as it is; or, as from Synapse, with its room events only, and
+    /// without what it would have been good to know meanwhile.
+    fn failed(&mut self, body: &mut Value) {
+        self.refused += 1;
+        if self.forgetful {
+            *body = json!({ "events": body["events"] });
+            self.to_device.clear();
+            self.changed.clear();
         }
     }
 }
@@ -123,6 +141,27 @@ impl FakeHomeserver {
         }
         drop(state);
         self.inner.news.notify_one();
+    }
+
+    /// From now on a transaction that fails loses all but its room events, and while they fail
+    /// nothing else is kept for later ones: so does Synapse. To-device messages lie in the inbox.
+    pub fn forget_like_synapse(&self) {
+        self.lock().queue.forgetful = true;
+    }
+
+    /// How often greenshield did not take a transaction.
+    pub fn refused(&self) -> usize {
+        self.lock().queue.refused
+    }
+
+    /// How many transactions greenshield has taken.
+    pub fn accepted(&self) -> usize {
+        self.lock().queue.accepted
+    }
+
+    /// How many events wait to be pushed.
+    pub fn unpushed(&self) -> usize {
+        self.lock().queue.events.len()
     }
 
     /// Whether room events are kept back.

@@ -145,6 +145,16 @@ impl FakeHomeserver {
         events
     }
 
+    /// How many messages bots have sent, in all rooms.
+    pub fn said_by_bots(&self) -> usize {
+        let state = self.lock();
+        let events = state.rooms.values().flat_map(|room| &room.timeline);
+        let by_a_bot = |event: &&Value| {
+            event.get("state_key").is_none() && event["sender"].as_str().is_some_and(State::is_bot)
+        };
+        events.filter(by_a_bot).count()
+    }
+
     /// A room made by `creator` with these members joined.
     pub fn room(&self, creator: &str, encrypted: bool, members: &[&str]) -> String {
         let mut state = self.lock();
@@ -159,6 +169,12 @@ impl FakeHomeserver {
         drop(state);
         self.inner.news.notify_one();
         room
+    }
+
+    /// A person leaves a room.
+    pub fn leave(&self, room: &str, user: &str) {
+        self.lock().member(room, user, user, "leave", false);
+        self.inner.news.notify_one();
     }
 
     /// An event of a person, as it is.

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use serde_json::{Value, json};
 
 use super::{
-    Fault,
     call::{Answer, Call, Seen, refuse},
     push::{Appservice, Queue},
     rooms::Room,
+    trap::Planned,
 };
 use crate::support::synapse::SERVER_NAME;
 
@@ -28,7 +28,7 @@ pub struct Device {
 #[derive(Default)]
 pub struct State {
     pub appservice: Option<Appservice>,
-    pub faults: Vec<(String, usize, Fault)>,
+    pub faults: Vec<Planned>,
     pub seen: Vec<Seen>,
     pub users: BTreeSet<String>,
     pub devices: BTreeMap<(String, String), Device>,

@@ -9,7 +9,45 @@ use ruma::{UserId, api::client::to_device::send_event_to_device};
 use super::person::{PATIENCE, Person};
 use crate::support::poll;
 
+/// How a verification ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    Done,
+    /// With its code.
+    Cancelled(String),
+}
+
 impl Person {
+    /// A verification from its request to its end, whatever becomes of the other side meanwhile.
+    pub async fn verify(&self, bot: &str, device: &str) -> Result<End> {
+        let request = self.ask(bot, device).await?;
+        let mut sas: Option<Sas> = None;
+        let mut confirmed = false;
+        let mut wait = poll::Wait::new("the verification's end", PATIENCE);
+        loop {
+            self.sync().await?;
+            if let Some(info) = request.cancel_info().or_else(|| sas.as_ref()?.cancel_info()) {
+                return Ok(End::Cancelled(info.cancel_code().to_string()));
+            }
+            match &sas {
+                None if request.is_ready() => {
+                    let (begun, message) = request.start_sas().await?.context("a comparison")?;
+                    self.verification(&message).await?;
+                    sas = Some(begun);
+                }
+                Some(sas) if sas.can_be_presented() && !confirmed => {
+                    for message in &sas.confirm().await?.0 {
+                        self.verification(message).await?;
+                    }
+                    confirmed = true;
+                }
+                Some(sas) if sas.is_done() => return Ok(End::Done),
+                _ => {}
+            }
+            wait.again().await?;
+        }
+    }
+
     /// Asks a bot's device to be verified.
     pub async fn ask(&self, bot: &str, device: &str) -> Result<VerificationRequest> {
         let user = <&UserId>::try_from(bot)?;

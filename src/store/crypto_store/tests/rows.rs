@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, TimeDelta};
 use matrix_sdk_crypto::{
-    olm::Account,
+    olm::{Account, InboundGroupSession},
     store::{
         CryptoStore as _,
         types::{Changes, PendingChanges},
@@ -59,6 +59,20 @@ async fn a_room_key_is_backed_up_to_a_version() {
     assert_eq!(missing("1").await, 1);
     let loaded = store.get_inbound_group_session(key.room_id(), key.session_id()).await;
     assert!(!loaded.expect("reads").expect("there").backed_up());
+}
+
+#[tokio::test]
+async fn of_copies_of_a_room_key_that_come_at_once_the_one_that_opens_more_is_kept() {
+    let database = database().await;
+    let store = PgCryptoStore::unfenced(database.store.clone(), database.bot("@a:x", "BOT").await);
+    let key = World::new().await.room_key(room_id!("!r:x")).await;
+    let later = InboundGroupSession::from_export(&key.export_at_index(3).await).expect("a key");
+    for copies in [vec![key.clone(), later.clone()], vec![later, key.clone()]] {
+        let changes = Changes { inbound_group_sessions: copies, ..Default::default() };
+        store.save_changes(changes).await.expect("saves");
+        let kept = store.get_inbound_group_session(key.room_id(), key.session_id()).await;
+        assert_eq!(kept.expect("reads").expect("there").first_known_index(), 0);
+    }
 }
 
 #[tokio::test]

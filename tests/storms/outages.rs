@@ -1,0 +1,160 @@
+//! A Postgres that falls over, that refuses, and that cannot write, under people who go on talking.
+//! What is not stored is not answered with 200; greenshield stays up, and goes on by itself.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::{
+    ledger::Tally,
+    village::{Folk, PATIENCE, Village},
+};
+use crate::support::{
+    cluster::{Cluster, WAL_SEGMENT},
+    fake_homeserver::FakeHomeserver,
+    poll, report,
+};
+
+/// Too long for a room's short messages to stay within the tables' files as they are.
+const LONG: usize = 30_000;
+
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    /// It falls over and is up again at once.
+    Fall,
+    /// It is away for a while.
+    Away(Duration),
+    /// It is there, and lets nobody in.
+    Refuses(Duration),
+    /// Its tables cannot grow.
+    DiskFull,
+    /// Its write-ahead log cannot be written: it panics, and falls over.
+    LogFull,
+}
+
+impl Trouble {
+    fn name(self) -> String {
+        match self {
+            Self::Fall => "PostgreSQL falls over and recovers".to_owned(),
+            Self::Away(time) => format!("PostgreSQL is away for {time:?}"),
+            Self::Refuses(time) => format!("PostgreSQL refuses connections for {time:?}"),
+            Self::DiskFull => "PostgreSQL's tables cannot grow (write refused)".to_owned(),
+            Self::LogFull => "PostgreSQL's log cannot be written (it panics)".to_owned(),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_fails_is_waited_for_and_nothing_is_lost() -> Result<()> {
+    let seed = report::seed("outages");
+    let mut cluster = Cluster::start().await?;
+    let mut village = Village::found_on(&cluster.url()).await?;
+    let away = Duration::from_secs(if report::is_large() { 60 } else { 3 });
+    let troubles = [
+        Trouble::Fall,
+        Trouble::DiskFull,
+        Trouble::Refuses(away),
+        Trouble::LogFull,
+        Trouble::Away(away),
+    ];
+    let started = Instant::now();
+    let until = started + report::budget(0.15, Duration::ZERO);
+    let mut tally = Tally::new();
+    while tally.is_empty() || Instant::now() < until {
+        for trouble in troubles {
+            meet(&mut village, &mut cluster, trouble, seed).await?;
+            *tally.entry(trouble.name()).or_default() += 1;
+        }
+    }
+    village.close("PostgreSQL", &tally).await
+}
+
+/// One trouble, while people talk; then everything is caught up with, nobody doing anything.
+async fn meet(
+    village: &mut Village,
+    cluster: &mut Cluster,
+    trouble: Trouble,
+    seed: u64,
+) -> Result<()> {
+    let Village { scene, folk } = &mut *village;
+    let refused = scene.fake.refused();
+    match trouble {
+        Trouble::DiskFull => disk_full(folk, cluster, &scene.fake, WAL_SEGMENT).await?,
+        Trouble::LogFull => disk_full(folk, cluster, &scene.fake, WAL_SEGMENT / 16).await?,
+        Trouble::Fall | Trouble::Away(_) | Trouble::Refuses(_) => {
+            let until = Instant::now() + Duration::from_secs(2) + trouble.lasts();
+            tokio::try_join!(
+                folk.talk(seed ^ refused as u64, until),
+                away(cluster, &scene.fake, trouble)
+            )?;
+        }
+    }
+    let alive = scene.greenshield.process().is_some_and(|process| process.is_running());
+    ensure!(alive, "greenshield ended in {trouble:?}");
+    // By itself, and at work again: not only caught up with what there was.
+    let room = folk.rooms.len() - 1;
+    let asked = folk.say(room, 0, "!ping").await?;
+    let answer = poll::until("an answer after the outage", PATIENCE, async || {
+        let read = folk.people[0].read(&folk.rooms[room].id).await?;
+        Ok(read.into_iter().find(|read| read.answers.as_deref() == Some(&asked)))
+    })
+    .await?;
+    ensure!(answer.shield == "None", "{answer:?}");
+    village.caught_up().await
+}
+
+impl Trouble {
+    fn lasts(self) -> Duration {
+        match self {
+            Self::Away(time) | Self::Refuses(time) => time,
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+async fn away(cluster: &mut Cluster, fake: &FakeHomeserver, trouble: Trouble) -> Result<()> {
+    if let Trouble::Refuses(time) = trouble {
+        cluster.admin("ALTER DATABASE greenshield WITH ALLOW_CONNECTIONS FALSE").await?;
+        let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            WHERE datname = 'greenshield'";
+        cluster.admin(all).await?;
+        nothing_is_taken(fake, time).await?;
+        return cluster.admin("ALTER DATABASE greenshield WITH ALLOW_CONNECTIONS TRUE").await;
+    }
+    cluster.fall().await?;
+    nothing_is_taken(fake, trouble.lasts()).await?;
+    cluster.up().await
+}
+
+/// A 5xx or no answer, for as long as nothing can be stored.
+async fn nothing_is_taken(fake: &FakeHomeserver, time: Duration) -> Result<()> {
+    // What was committed before is perhaps answered just now.
+    tokio::time::sleep(time / 4).await;
+    let taken = fake.accepted();
+    tokio::time::sleep(time * 3 / 4).await;
+    ensure!(time.is_zero() || !fake.is_pushed(), "nobody has said anything");
+    ensure!(fake.accepted() == taken, "a transaction was taken while nothing could be stored");
+    Ok(())
+}
+
+/// Nothing gets beyond `limit` bytes of a file until a transaction was refused for it.
+async fn disk_full(
+    folk: &mut Folk,
+    cluster: &mut Cluster,
+    fake: &FakeHomeserver,
+    limit: u64,
+) -> Result<()> {
+    let refused = fake.refused();
+    cluster.limit_files(Some(limit))?;
+    let long = "x".repeat(LONG);
+    poll::until("a transaction to be refused", PATIENCE, async || {
+        if fake.unpushed() < 5 {
+            folk.say(0, 0, &long).await?;
+        }
+        Ok((fake.refused() > refused + 3).then_some(()))
+    })
+    .await?;
+    let said = cluster.log();
+    ensure!(said.contains("File too large"), "the kernel refused no write:\n{said}");
+    cluster.recover().await
+}

@@ -1,0 +1,55 @@
+//! Which call meets which fault, and how a test learns that it has.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use super::{FakeHomeserver, Fault};
+
+/// A fault that waits for its calls.
+pub struct Planned {
+    path: String,
+    skip: usize,
+    left: usize,
+    fault: Fault,
+    met: Arc<Notify>,
+}
+
+impl Planned {
+    pub fn new(path: &str, skip: usize, left: usize, fault: Fault) -> Self {
+        Self { path: path.to_owned(), skip, left, fault, met: Arc::default() }
+    }
+
+    /// The fault, if this call of greenshield is one that it waits for.
+    pub fn hits(&mut self, path: &str) -> Option<(Fault, Arc<Notify>)> {
+        if self.left == 0 || !path.contains(&self.path) {
+            return None;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return None;
+        }
+        self.left -= 1;
+        Some((self.fault.clone(), Arc::clone(&self.met)))
+    }
+}
+
+/// One call that meets a fault, for a test that wants to act at that very instant.
+pub struct Trap(Arc<Notify>);
+
+impl Trap {
+    /// Until the call has come, and met its fault.
+    pub async fn sprung(&self) {
+        self.0.notified().await;
+    }
+}
+
+impl FakeHomeserver {
+    /// After `skip` others, one call of greenshield whose path contains `path` meets `fault`.
+    pub fn trap(&self, path: &str, skip: usize, fault: Fault) -> Trap {
+        let planned = Planned::new(path, skip, 1, fault);
+        let trap = Trap(Arc::clone(&planned.met));
+        self.lock().faults.push(planned);
+        trap
+    }
+}
