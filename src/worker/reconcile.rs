@@ -139,6 +139,7 @@ async fn take_in(step: &Step<'_>, events: Vec<serde_json::Value>) -> Result<usiz
 }
 
 fn is_unsupported(error: &HomeserverError) -> bool {
-    matches!(error, HomeserverError::Refused { status: 404 | 405, .. })
+    // Not what stands before a homeserver and answers for it.
+    matches!(error, HomeserverError::Refused { status: 404 | 405, is_matrix: true, .. })
         || error.errcode() == Some("M_UNRECOGNIZED")
 }
