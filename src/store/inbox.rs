@@ -203,7 +203,11 @@ pub async fn due(
             }
         }
     }
-    remove(conn, &broken).await?;
+    if !broken.is_empty() {
+        let said = "an entry of its inbox did not open, and was dropped: see the log";
+        super::bots::note_error(conn, bot, Some(said), now).await?;
+        remove(conn, &broken).await?;
+    }
     Ok(entries)
 }
 

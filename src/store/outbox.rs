@@ -135,7 +135,10 @@ pub async fn due(
             }),
             Err(error) => {
                 tracing::error!(%bot, send = row.send_id, %error, "giving up a message that does not open");
-                fail(conn, SendId(row.send_id), "its sealed content does not open", now).await?;
+                let said = "its sealed content does not open";
+                fail(conn, SendId(row.send_id), said, now).await?;
+                let said = format!("a message was not sent: {said}");
+                super::bots::note_error(conn, bot, Some(&said), now).await?;
             }
         }
     }

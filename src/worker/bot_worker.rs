@@ -68,9 +68,18 @@ impl Step<'_> {
         Ok(self.machine.insert(machine))
     }
 
-    /// The machine's device is given up.
+    /// The machine is opened again when it is next needed.
     pub(super) fn forget_machine(&mut self) {
         self.machine = None;
+    }
+
+    /// Something failed with `error`: the machine is given up if its memory may be ahead of what is
+    /// stored, and so is what stood in its way.
+    pub(super) async fn failed(&mut self, error: &StepError) {
+        if !error.machine_is_whole() {
+            self.forget_machine();
+            repair::drop_damaged(self, error).await;
+        }
     }
 
     pub(super) fn has_machine(&self) -> bool {
@@ -101,10 +110,8 @@ pub(super) async fn step(
     let mut step =
         Step { context, bot, actor, fence, verifying, progressed: false, machine, trouble: None };
     let result = all(&mut step).await;
-    if let Err(error) = &result
-        && !error.machine_is_whole()
-    {
-        step.machine = None;
+    if let Err(error) = &result {
+        step.failed(error).await;
     }
     Outcome { progressed: step.progressed, ..Outcome::new(step.machine, step.verifying, result) }
 }

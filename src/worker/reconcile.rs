@@ -68,6 +68,9 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
             let due_at = backoff::next_attempt(&error, first.attempts + 1, first.id.0, step.now());
             warn!(error = chain(&error), "could not ask for lost to-device messages; trying again");
             inbox::put_off(&mut tx, first.id, due_at).await?;
+            if !error.is_retry() {
+                bots::note_error(&mut tx, step.bot.id, Some(&chain(&error)), step.now()).await?;
+            }
             done.remove(0);
         }
         result => {

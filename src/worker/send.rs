@@ -43,6 +43,7 @@ pub(super) async fn run(step: &mut Step<'_>) -> Result<bool, StepError> {
         }
         if let Err(error) = deliver(step, &send).await? {
             warn!(send = %send.id, error = chain(&error), attempts = send.attempts, "a message was not sent");
+            step.failed(&error).await;
             if put_off(step, &send, &error).await? {
                 held_back.push(send.room_id);
             }

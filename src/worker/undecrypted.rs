@@ -16,7 +16,7 @@ use crate::{
     crypto::{Undecryptable, VerificationMessage},
     model::{BotId, Decryption, EventSeq},
     store::{
-        StoreError, events,
+        StoreError, bots, events,
         events::StoredEvent,
         inbox,
         inbox::{Entry, Work},
@@ -46,8 +46,9 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
         let event = seq_of(&entry).and_then(|seq| loaded.remove(&seq));
         match event {
             Some(event) if !logged.contains(&event.seq) => read(step, &entry, event).await?,
-            // Logged before, or its row is gone or damaged: nothing is left to do for it.
-            _ => done(step, &entry).await?,
+            // Logged before: nothing is left to do for it.
+            Some(_) => done(step, &entry).await?,
+            None => unreadable(step, &entry).await?,
         }
     }
     Ok(())
@@ -168,6 +169,16 @@ async fn park(
     let due_at = now + backoff::next_look(entry.attempts);
     inbox::park(&mut tx, entry.id, &session, &why.reason(), due_at).await?;
     inbox::ask_reconcile(&mut tx, step.bot.id, now + RECONCILE_AFTER, now).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}
+
+/// Its row is gone or damaged: nothing can be done for it.
+async fn unreadable(step: &Step<'_>, entry: &Entry) -> Result<(), StepError> {
+    let said = "a stored event does not open, and is left out: see the log";
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    bots::note_error(&mut tx, step.bot.id, Some(said), step.now()).await?;
+    inbox::remove(&mut tx, &[entry.id]).await?;
     tx.commit().await.map_err(StoreError::from)?;
     Ok(())
 }

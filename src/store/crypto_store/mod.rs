@@ -25,6 +25,7 @@
 mod account;
 mod backup;
 mod changes;
+mod damage;
 mod device;
 mod devices;
 mod error;
@@ -51,7 +52,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 pub use self::{
     device::{AccountState, forget_device},
-    error::{PgCryptoStoreError, lease_lost},
+    error::{PgCryptoStoreError, is_damage, lease_lost},
     sessions::prune_olm_hashes,
     users::bots_tracking,
 };
