@@ -20,6 +20,7 @@ pub mod inbox;
 pub mod leases;
 pub mod open;
 pub mod outbox;
+pub mod place;
 pub mod provisioning;
 pub mod queue;
 pub mod repairs;
@@ -73,6 +74,12 @@ pub enum StoreError {
     /// A stored Matrix id is not one.
     #[error("a row holds a malformed Matrix id")]
     Id(#[from] ruma::IdParseError),
+    /// The tables are a restored copy, and nobody has said what was lost.
+    #[error(
+        "these tables were restored from a backup, or moved here: before anything is served, run \
+         `greenshield restored`, which says what it does"
+    )]
+    Restored,
     /// Another process has taken this shard's lease over.
     #[error("the lease on this shard was lost to another process")]
     LeaseLost,
