@@ -13,5 +13,6 @@
 mod architecture;
 mod e2e;
 mod fast;
+mod rivals;
 mod storms;
 mod support;

@@ -6,17 +6,16 @@
 //!
 //! Read in this order: [`auth`] (is it the homeserver?), [`transactions`] (the endpoint), [`wire`]
 //! (what a body says), [`fan_out`] (who it concerns), [`room_facts`] (what state events tell),
-//! [`queries`] (does this user exist?) and [`ping`].
+//! [`refusals`] (what was not taken in), [`queries`] (does this user exist?) and [`ping`].
 
 mod auth;
 mod fan_out;
 mod ping;
 mod queries;
+mod refusals;
 mod room_facts;
 mod transactions;
 pub mod wire;
-
-use std::sync::{Arc, atomic::AtomicBool};
 
 use axum::{
     Router,
@@ -24,6 +23,7 @@ use axum::{
 };
 use secrecy::SecretString;
 
+pub use self::refusals::Refusals;
 use crate::{
     clock::Clock,
     store::{Signals, Store},
@@ -40,8 +40,8 @@ pub struct AppserviceState {
     pub clock: Clock,
     /// What the homeserver must show.
     pub hs_token: SecretString,
-    /// Whether we refused a transaction since the last one that was taken in.
-    pub refused: Arc<AtomicBool>,
+    /// The transactions that we did not take in.
+    pub refusals: Refusals,
 }
 
 /// The routes of the `appservice` listener.

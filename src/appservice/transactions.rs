@@ -1,7 +1,5 @@
 //! `PUT /_matrix/app/v1/transactions/{txnId}`.
 
-use std::sync::atomic::Ordering;
-
 use axum::{
     Json,
     extract::{Path, State},
@@ -42,10 +40,9 @@ pub(super) async fn put(
         "transaction"
     );
 
-    let taken = take_in(&state, &txn_id, &digest, transaction, now).await;
-    // What we refuse comes again without its to-device messages: those are asked for afterwards.
-    state.refused.store(taken.is_err(), Ordering::Relaxed);
-    taken?;
+    let attempt = state.refusals.attempt();
+    take_in(&state, &txn_id, &digest, transaction, now).await?;
+    attempt.taken();
     metrics::counter!("greenshield_transactions_total").increment(1);
     Ok(Json(json!({})))
 }
@@ -61,10 +58,6 @@ async fn take_in(
     let mut tx = state.store.begin().await?;
     if transactions::take_in(&mut tx, txn_id, digest, now).await? {
         fan_out(&mut tx, state.store.sealer(), transaction, now).await?;
-    }
-    if state.refused.load(Ordering::Relaxed) {
-        tracing::info!("transactions are taken in again: asking for what was lost meanwhile");
-        transactions::outage_ended(&mut tx, now).await?;
     }
     state.signals.announce(&[Signal::Work], &mut tx).await?;
     tx.commit().await?;

@@ -16,7 +16,11 @@ use crate::{
     homeserver::{As, Homeserver, HomeserverError},
     registration::Registration,
     secret::{self, Alphabet},
-    store::open::{self, OpenError},
+    store::{
+        Store,
+        open::{self, OpenError},
+        place::{self, Whereabouts},
+    },
     telemetry::chain,
 };
 
@@ -133,7 +137,9 @@ async fn check_database(config: &Config, report: &mut Report) {
     let url = config.database.url.expose_secret();
     let opened = open::open(url, 2, &config.sealing.key).await;
     let (reached, wrong) = match opened {
-        Ok(_) => (Ok("reachable".to_owned()), None),
+        Ok(store) => {
+            (Ok("reachable".to_owned()), is_copy(&store).await.then_some(OpenError::Restored))
+        }
         Err(error @ (OpenError::Url(_) | OpenError::Unreachable(_))) => {
             let cure = format!("{} (in {})", chain(&error), config.path.display());
             (Err(cure), None)
@@ -153,10 +159,19 @@ async fn check_database(config: &Config, report: &mut Report) {
             report.add(Kind::Database, "schema", Ok("up to date".to_owned()));
             report.add(Kind::Database, "sealing key", Err(cure));
         }
+        Some(error @ OpenError::Restored) => {
+            report.add(Kind::Database, "schema", Ok("up to date".to_owned()));
+            report.add(Kind::Database, "place", Err(chain(&error)));
+        }
         Some(error) => {
             report.add(Kind::Database, "schema", Err(chain(&error)));
         }
     }
+}
+
+async fn is_copy(store: &Store) -> bool {
+    let Ok(mut conn) = store.connection().await else { return false };
+    matches!(place::whereabouts(&mut conn).await, Ok(Whereabouts::Copy))
 }
 
 async fn check_homeserver(

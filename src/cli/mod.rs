@@ -11,6 +11,7 @@ mod keys;
 mod migrate;
 mod output;
 mod registration;
+mod restored;
 mod serve;
 
 use std::{
@@ -67,6 +68,9 @@ enum Command {
     /// The bots: how they are, and how to mend one.
     #[command(subcommand)]
     Bots(bots::Command),
+    /// After a backup was restored: has every bot start anew where going on would not be safe.
+    #[command(after_long_help = restored::EXPLANATION)]
+    Restored(restored::Arguments),
     /// The key that seals the database.
     #[command(subcommand)]
     Keys(keys::Command),
@@ -103,6 +107,7 @@ async fn run(arguments: Arguments) -> Result<(), CliError> {
         }
         Command::Codes(command) => codes::run(&configured(&path)?, command).await,
         Command::Bots(command) => bots::run(&configured(&path)?, command).await,
+        Command::Restored(arguments) => restored::run(&configured(&path)?, &arguments).await,
         Command::Keys(command) => keys::run(&configured(&path)?, command).await,
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     app,
     config::{Config, LogFormat},
     registration::Registration,
+    store::{StoreError, open::OpenError},
     telemetry::{self, Format},
 };
 
@@ -21,5 +22,8 @@ pub(super) async fn run(config: Config) -> Result<(), CliError> {
         return Err(CliError::Disagree(wrong));
     }
     let store = migrate::store(&config).await?;
-    app::serve(config, registered, store).await.map_err(CliError::Other)
+    app::serve(config, registered, store).await.map_err(|error| match error.downcast_ref() {
+        Some(StoreError::Restored) => OpenError::Restored.into(),
+        _ => CliError::Other(error),
+    })
 }

@@ -70,11 +70,21 @@ impl CryptoError {
     /// Whether another process has taken the bot over: nothing was written then.
     #[must_use]
     pub fn is_lease_lost(&self) -> bool {
+        self.store_error().is_some_and(crypto_store::lease_lost)
+    }
+
+    /// Whether something that is stored of the bot does not open any more.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        self.store_error().is_some_and(crypto_store::is_damage)
+    }
+
+    const fn store_error(&self) -> Option<&CryptoStoreError> {
         match self {
             Self::Store(error)
             | Self::Olm(OlmError::Store(error))
-            | Self::Megolm(MegolmError::Store(error)) => crypto_store::lease_lost(error),
-            _ => false,
+            | Self::Megolm(MegolmError::Store(error)) => Some(error),
+            _ => None,
         }
     }
 }

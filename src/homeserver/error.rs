@@ -79,6 +79,16 @@ impl HomeserverError {
         }
     }
 
+    /// Whether nobody was there to answer, or only what stands before the homeserver.
+    #[must_use]
+    pub const fn is_away(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::Refused { status, is_matrix, .. } => !*is_matrix && matches!(*status, 502..=504),
+            Self::Answer(_) | Self::Request(_) => false,
+        }
+    }
+
     /// How long the homeserver asked us to wait, if it did.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
@@ -135,6 +145,9 @@ mod tests {
     fn a_body_that_is_not_json_still_makes_an_error() {
         let error = HomeserverError::refused(StatusCode::BAD_GATEWAY, None, b"<html>");
         assert_eq!(error.errcode(), Some("M_UNKNOWN"));
+        assert!(error.is_away());
+        let error = HomeserverError::refused(StatusCode::BAD_GATEWAY, None, b"{\"errcode\":\"X\"}");
+        assert!(!error.is_away());
     }
 
     #[test]

@@ -13,9 +13,10 @@ mod calls;
 mod error;
 mod to_device_inbox;
 
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use reqwest::Client;
 use ruma::{
     OwnedDeviceId, OwnedUserId, UserId,
@@ -29,6 +30,7 @@ use ruma::{
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
+use tokio::sync::Notify;
 use url::Url;
 
 pub use self::{
@@ -75,6 +77,7 @@ pub struct Homeserver {
     client: Client,
     base_url: Url,
     as_token: SecretString,
+    trouble: Arc<Notify>,
 }
 
 impl Homeserver {
@@ -91,7 +94,18 @@ impl Homeserver {
             .connect_timeout(Duration::from_secs(10))
             .build()
             .map_err(HomeserverError::Unreachable)?;
-        Ok(Self { client, base_url: base_url.clone(), as_token })
+        let trouble = Arc::default();
+        Ok(Self { client, base_url: base_url.clone(), as_token, trouble })
+    }
+
+    /// Waits for a call that finds the homeserver away, unless there was one since this was last called.
+    pub async fn trouble(&self) {
+        self.trouble.notified().await;
+    }
+
+    /// Forgets the calls so far that found the homeserver away: it is not any more.
+    pub fn forget_trouble(&self) {
+        let _ = self.trouble.notified().now_or_never();
     }
 
     /// Sends a typed request as a bot (or the service).
@@ -173,6 +187,17 @@ impl Homeserver {
 
     /// Sends, and turns every answer that is not a success into an error.
     async fn execute(
+        &self,
+        request: reqwest::Request,
+    ) -> Result<http::Response<Bytes>, HomeserverError> {
+        let answer = self.answer(request).await;
+        if answer.as_ref().is_err_and(HomeserverError::is_away) {
+            self.trouble.notify_one();
+        }
+        answer
+    }
+
+    async fn answer(
         &self,
         request: reqwest::Request,
     ) -> Result<http::Response<Bytes>, HomeserverError> {

@@ -21,22 +21,35 @@ use crate::{
 /// The longest that a question about readiness waits for the database.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Whether the homeserver has been heard by this process; cheap to clone, and all clones are one.
+/// Whether this process is in touch with the homeserver; cheap to clone, and all clones are one.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {
     heard: Arc<AtomicBool>,
+    lost: Arc<AtomicBool>,
 }
 
 impl Readiness {
-    /// Records that the homeserver answered us, or called us.
+    /// Records that the homeserver has pinged us.
     pub fn heard(&self) {
         self.heard.store(true, Ordering::Relaxed);
+        self.lost.store(false, Ordering::Relaxed);
     }
 
-    /// Whether it ever did.
+    /// Records that it cannot be reached, or cannot reach us, for the time being.
+    pub fn lost(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it ever pinged us.
     #[must_use]
     pub fn is_heard(&self) -> bool {
         self.heard.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is away.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 }
 
@@ -75,7 +88,7 @@ struct Ready {
     database: bool,
     /// It has all of our migrations.
     schema: bool,
-    /// The homeserver has pushed a transaction, or answered a check.
+    /// The homeserver has pushed a transaction, or pinged us, and is not away now.
     homeserver_heard: bool,
 }
 
@@ -98,7 +111,8 @@ async fn ready(State(operator): State<Operator>) -> (StatusCode, Json<Ready>) {
                 (false, false, false)
             }
         };
-    let homeserver_heard = transaction || operator.readiness.is_heard();
+    let readiness = &operator.readiness;
+    let homeserver_heard = !readiness.is_lost() && (transaction || readiness.is_heard());
     let ready = database && schema && homeserver_heard;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(Ready { ready, database, schema, homeserver_heard }))
@@ -152,6 +166,13 @@ mod tests {
         assert_eq!((status, &body["ready"]), (200, &true.into()));
 
         database.execute("UPDATE homeserver_state SET last_transaction_at = NULL").await;
+        readiness.heard();
+        assert_eq!(ask(&database, &readiness, path).await.0, 200);
+
+        readiness.lost();
+        database.execute("UPDATE homeserver_state SET last_transaction_at = NOW()").await;
+        let (status, body) = ask(&database, &readiness, path).await;
+        assert_eq!((status, &body["homeserver_heard"]), (503, &false.into()));
         readiness.heard();
         assert_eq!(ask(&database, &readiness, path).await.0, 200);
     }

@@ -1,5 +1,7 @@
 //! `bots` and `bot_identities`: who our bots are.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use ruma::{OwnedDeviceId, OwnedUserId};
 use serde::{Deserialize, Serialize};
@@ -249,12 +251,15 @@ pub struct Note {
 /// # Errors
 ///
 /// The database's own.
-pub async fn note(conn: &mut PgConnection, notes: Vec<Note>) -> Result<(), StoreError> {
+pub async fn note(
+    conn: &mut PgConnection,
+    notes: BTreeMap<BotId, Note>,
+) -> Result<(), StoreError> {
     if notes.is_empty() {
         return Ok(());
     }
     let (bots, errors, at): (Vec<_>, Vec<_>, Vec<_>) =
-        notes.into_iter().map(|note| (note.bot.0, note.error, note.at)).collect();
+        notes.into_values().map(|note| (note.bot.0, note.error, note.at)).collect();
     sqlx::query!(
         "-- bots.note
         UPDATE bots b

@@ -9,7 +9,7 @@ use chrono::{DateTime, Duration, Utc};
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
-use super::{Fence, Store, StoreError};
+use super::{Fence, Store, StoreError, place};
 
 /// This process among those that share the database. Dropping it closes the connection that holds its
 /// lock, by which others see that it is gone.
@@ -26,10 +26,11 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// The database's own.
+    /// [`StoreError::Restored`] if the database may not be served yet, or its own.
     pub async fn announce(store: &Store, now: DateTime<Utc>) -> Result<Self, StoreError> {
         let id = Uuid::new_v4();
         let mut lock = PgConnection::connect_with(&store.pool().connect_options()).await?;
+        place::settle(&mut lock, now).await?;
         let key = lock_key(id);
         sqlx::query!(
             "-- leases.lock
@@ -215,6 +216,25 @@ impl Process {
         self.lock.close().await?;
         Ok(())
     }
+}
+
+/// How many processes of this database, or of the one that it is a copy of, are alive on this PostgreSQL.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn alive(conn: &mut PgConnection) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"-- leases.alive
+        SELECT COUNT(*) AS "count!" FROM processes p
+        WHERE EXISTS (
+            SELECT FROM pg_locks l
+            WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+                AND ((l.classid::BIGINT << 32) | l.objid::BIGINT) = p.lock_key
+        )"#,
+    )
+    .fetch_one(conn)
+    .await?)
 }
 
 /// The advisory lock's key: half of the random id.

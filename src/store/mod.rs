@@ -23,6 +23,7 @@ pub mod inbox;
 pub mod leases;
 pub mod open;
 pub mod outbox;
+pub mod place;
 pub mod provisioning;
 pub mod queue;
 pub mod repairs;
@@ -86,6 +87,12 @@ pub enum StoreError {
     /// An Olm account with other keys was to overwrite the one that is stored.
     #[error("the store holds another account of this bot, which is never overwritten")]
     OtherAccount,
+    /// The tables are a restored copy, and nobody has said what was lost.
+    #[error(
+        "these tables were restored from a backup, or moved here: before anything is served, run \
+         `greenshield restored`, which says what it does"
+    )]
+    Restored,
     /// Another process has taken this shard's lease over.
     #[error("the lease on this shard was lost to another process")]
     LeaseLost,

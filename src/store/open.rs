@@ -39,6 +39,12 @@ pub enum OpenError {
     /// There is no data key yet.
     #[error("the database has no data key yet: run `greenshield migrate`")]
     NoKey,
+    /// It is a restored copy.
+    #[error(
+        "the database was restored from a backup, or moved here: run `greenshield restored`, which says \
+         what it does, and then start again"
+    )]
+    Restored,
     /// Migrations could not be applied.
     #[error(
         "the migrations could not be applied: nothing of the failed one was kept; see the cause"

@@ -89,6 +89,84 @@ pub async fn ask(
     Ok(under_way)
 }
 
+/// The bots that live, in the order of their ids.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn living(conn: &mut PgConnection) -> Result<Vec<BotId>, StoreError> {
+    let bots = sqlx::query_scalar!(
+        "-- repairs.living
+        SELECT bot_id FROM bots WHERE state = 'active' ORDER BY bot_id"
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(bots.into_iter().map(BotId).collect())
+}
+
+/// Wishes each of these bots the new device beside it, and wakes them. However far an earlier repair has
+/// got, it is begun anew: what it has done may be of a future that is gone.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn renew(
+    conn: &mut PgConnection,
+    devices: &[(BotId, String)],
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let (bots, ids): (Vec<BotId>, Vec<String>) = devices.iter().cloned().unzip();
+    let keys: Vec<i64> = bots.iter().map(|bot| bot.0).collect();
+    sqlx::query!(
+        "-- repairs.renew
+        INSERT INTO repairs AS r (bot_id, reason, new_device_id, asked_at)
+        SELECT bot_id, $3, device_id, $4
+        FROM UNNEST($1::BIGINT[], $2::TEXT[]) AS new (bot_id, device_id)
+        ON CONFLICT (bot_id) DO UPDATE
+        SET reason = EXCLUDED.reason, new_device_id = EXCLUDED.new_device_id,
+            asked_at = EXCLUDED.asked_at, old_device_id = NULL, switched_at = NULL,
+            finished_at = NULL, outcome = NULL, error = NULL",
+        &keys,
+        &ids,
+        RepairReason::NewDevice.as_str(),
+        now,
+    )
+    .execute(&mut *conn)
+    .await?;
+    queue::wake(conn, &bots, now).await
+}
+
+/// Has every bot start a new room key with its next message to each room.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn forget_room_keys(conn: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- repairs.forget_room_keys
+        DELETE FROM crypto_outbound_group_sessions"
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Forgets the Olm sessions of bots that are not made yet, whose signup goes on with the device it has.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn forget_unfinished_sessions(conn: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- repairs.forget_unfinished_sessions
+        DELETE FROM crypto_olm_sessions s USING bots b
+        WHERE b.bot_id = s.bot_id AND b.state <> 'active'"
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// The repair of this bot that has not ended.
 ///
 /// # Errors

@@ -49,7 +49,7 @@ pub struct Rows {
     /// Up to which change of device lists bots have looked.
     pub looked: BTreeMap<BotId, i64>,
     /// What bots' last steps failed with, or that they failed no more.
-    pub notes: Vec<Note>,
+    pub notes: BTreeMap<BotId, Note>,
     /// Steps that ended.
     pub finished: Vec<FinishedRow>,
 }
@@ -87,7 +87,13 @@ impl Rows {
         self.sends.extend(newer.sends);
         self.outcomes.extend(newer.outcomes);
         self.looked.extend(newer.looked);
-        self.notes.extend(newer.notes);
+        for (bot, note) in newer.notes {
+            // That a step went well does not take back what it had to say.
+            match note.error {
+                Some(_) => _ = self.notes.insert(bot, note),
+                None => _ = self.notes.entry(bot).or_insert(note),
+            }
+        }
         self.finished.extend(newer.finished);
     }
 

@@ -272,6 +272,17 @@ pub async fn resume(conn: &mut PgConnection, signup: SignupId) -> Result<(), Sto
         UPDATE signups SET failure = NULL WHERE signup_id = $1 AND failure IS NOT NULL",
         signup.0,
     )
+    .execute(&mut *conn)
+    .await?;
+    // The first message is a step, too: one that was given up is sent after all.
+    sqlx::query!(
+        "-- signups.resume_intro
+        UPDATE outbox o SET state = 'queued', attempts = 0, error = NULL, finished_at = NULL
+        FROM signups s
+        WHERE s.signup_id = $1 AND s.finished_at IS NULL AND o.bot_id = s.bot_id
+            AND o.txn_id = 'signup-intro' AND o.state = 'failed'",
+        signup.0,
+    )
     .execute(conn)
     .await?;
     Ok(())

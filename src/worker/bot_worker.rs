@@ -19,7 +19,7 @@ use crate::{
     model::BotState,
     store::{
         Fence, PooledConnection, Rows, StoreError, Tx,
-        bots::Bot,
+        bots::{Bot, Note},
         briefing::Briefing,
         inbox::{Entry, Work},
         outbox,
@@ -82,9 +82,21 @@ impl<'a> Step<'a> {
         Ok(self.kept.insert(kept))
     }
 
-    /// The machine's device is given up.
+    /// The machine is opened again when it is next needed.
     pub(super) fn forget_machine(&mut self) {
         self.kept = None;
+    }
+
+    /// Something failed with `error`: the machine is given up if its memory may be ahead of what is
+    /// stored, and so is what stood in its way.
+    pub(super) async fn failed(&mut self, error: &StepError) {
+        if !error.machine_is_whole() {
+            self.forget_machine();
+            // What follows from what the machine had taken in is done again with it.
+            self.rows = Rows::default();
+            self.sends.clear();
+            repair::drop_damaged(self, error).await;
+        }
     }
 
     pub(super) fn has_machine(&self) -> bool {
@@ -98,6 +110,12 @@ impl<'a> Step<'a> {
     /// Whether a user is a bot of this fleet: the namespace is ours alone.
     pub(super) fn is_ours(&self, user: &str) -> bool {
         self.context.settings.namespace.is_match(user)
+    }
+
+    /// Says what is wrong with the bot, for its operator: the step goes on.
+    pub(super) fn note(&mut self, error: &str) {
+        let (bot, at) = (self.bot.id, self.now());
+        self.rows.notes.insert(bot, Note { bot, error: Some(error.to_owned()), at });
     }
 
     /// Asks for a reconcile at `due_at`, unless one is asked for earlier.
@@ -156,11 +174,7 @@ pub(super) async fn step(
         bot,
         actor,
         fence,
-        rows: Rows {
-            done: briefing.broken_entries,
-            outcomes: briefing.broken_sends,
-            ..Rows::default()
-        },
+        rows: Rows::default(),
         rooms: briefing.rooms,
         device_epoch: briefing.device_epoch,
         verifying: briefing.verifying,
@@ -170,6 +184,14 @@ pub(super) async fn step(
         kept,
         trouble: None,
     };
+    if !briefing.broken_entries.is_empty() {
+        step.note("an entry of its inbox did not open, and was dropped: see the log");
+        step.rows.done = briefing.broken_entries;
+    }
+    if !briefing.broken_sends.is_empty() {
+        step.note("a message was not sent: its sealed content does not open");
+        step.rows.outcomes = briefing.broken_sends;
+    }
     let work = Entries::sort(entries);
     let result = match step.bot.state {
         BotState::Retired => Ok(None),
@@ -177,11 +199,8 @@ pub(super) async fn step(
             all(&mut step, work, &events, briefing.repairing).await
         }
     };
-    if let Err(error) = &result
-        && !error.machine_is_whole()
-    {
-        step.rows = Rows::default();
-        step.kept = None;
+    if let Err(error) = &result {
+        step.failed(error).await;
     }
     let rows = step.take_rows().await;
     if let Some(kept) = &mut step.kept {

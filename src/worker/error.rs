@@ -62,6 +62,13 @@ impl StepError {
         matches!(self, Self::Retry { .. })
     }
 
+    /// Whether something that is stored of the bot does not open any more.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        let Self::Retry { source, .. } = self else { return false };
+        source.downcast_ref().is_some_and(CryptoError::is_damage)
+    }
+
     /// The Matrix error code to tell whoever waits.
     #[must_use]
     pub fn errcode(&self) -> &str {
@@ -88,7 +95,11 @@ impl From<HomeserverError> for StepError {
             return Self::Retry { source: Box::new(error), after, machine_is_whole: true };
         }
         let errcode = error.errcode().unwrap_or("M_UNKNOWN").to_owned();
-        Self::Fail { errcode, error: error.to_string() }
+        let mut text = error.to_string();
+        if errcode == "M_UNKNOWN_DEVICE" {
+            text.push_str(": the bot's device was deleted there; run `greenshield bots repair`");
+        }
+        Self::Fail { errcode, error: text }
     }
 }
 

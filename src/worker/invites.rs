@@ -39,6 +39,7 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
                 let due_at =
                     backoff::next_attempt(&error, entry.attempts + 1, entry.id.0, step.now());
                 warn!(error = chain(&error), "could not answer an invitation; trying again");
+                step.failed(&error).await;
                 let mut tx = step.begin().await?;
                 inbox::put_off(&mut tx, entry.id, due_at).await?;
                 tx.commit().await.map_err(StoreError::from)?;

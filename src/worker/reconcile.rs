@@ -97,6 +97,9 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
             let due_at = backoff::next_attempt(&error, first.attempts + 1, first.id.0, step.now());
             warn!(error = chain(&error), "could not ask for lost to-device messages; trying again");
             inbox::put_off(&mut tx, first.id, due_at).await?;
+            if !error.is_retry() {
+                step.note(&chain(&error));
+            }
             done.remove(0);
         }
         result => {
@@ -168,6 +171,7 @@ async fn take_in(step: &mut Step<'_>, events: Vec<serde_json::Value>) -> Result<
 }
 
 fn is_unsupported(error: &HomeserverError) -> bool {
-    matches!(error, HomeserverError::Refused { status: 404 | 405, .. })
+    // Not what stands before a homeserver and answers for it.
+    matches!(error, HomeserverError::Refused { status: 404 | 405, is_matrix: true, .. })
         || error.errcode() == Some("M_UNRECOGNIZED")
 }

@@ -248,8 +248,19 @@ async fn account(step: &mut Step<'_>) -> Result<Account, StepError> {
     })
 }
 
-fn crypto_store(step: &mut Step<'_>) -> PgCryptoStore {
+fn crypto_store(step: &Step<'_>) -> PgCryptoStore {
     PgCryptoStore::new(step.context.store.clone(), step.bot.id, step.fence)
+}
+
+/// If the step failed with a row that does not open, the next one goes on without it.
+pub(super) async fn drop_damaged(step: &Step<'_>, error: &StepError) {
+    if !error.is_damage() {
+        return;
+    }
+    match crypto_store(step).drop_damaged().await {
+        Ok(dropped) => warn!(error = chain(error), dropped, "dropped what does not open any more"),
+        Err(error) => warn!(error = chain(&error), "could not drop what does not open any more"),
+    }
 }
 
 /// Gives the old device up, after what could be saved of it was saved.

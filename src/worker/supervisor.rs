@@ -277,7 +277,8 @@ fn keep(machines: &Mutex<Machines>, bot: BotId, kept: Option<Kept>) {
 fn ended_well(context: &Context, due: DueBot, next: Option<DateTime<Utc>>) -> Rows {
     let mut rows = Rows::default();
     if due.failures > 0 {
-        rows.notes.push(Note { bot: due.bot, error: None, at: context.clock.now() });
+        let note = Note { bot: due.bot, error: None, at: context.clock.now() };
+        rows.notes.insert(due.bot, note);
     }
     rows.finished.push(FinishedRow { due, next, failures: 0 });
     rows
@@ -292,7 +293,7 @@ fn ended_with(context: &Context, due: DueBot, error: &StepError, progressed: boo
     let said = chain(error);
     warn!(error = said, kind, failures, next_attempt_at = %next, "a step failed");
     let mut rows = Rows::default();
-    rows.notes.push(Note { bot: due.bot, error: Some(said), at: now });
+    rows.notes.insert(due.bot, Note { bot: due.bot, error: Some(said), at: now });
     rows.finished.push(FinishedRow { due, next: Some(next), failures });
     rows
 }

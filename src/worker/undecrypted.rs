@@ -44,8 +44,13 @@ pub(super) async fn run(
         let Work::RoomEvent(seq) = entry.work else { continue };
         match events.get(&seq) {
             Some(event) if !entry.logged => read(step, &entry, event).await?,
-            // Logged before, or its row is gone or damaged: nothing is left to do for it.
-            _ => step.rows.done.push(entry.id),
+            // Logged before: nothing is left to do for it.
+            Some(_) => step.rows.done.push(entry.id),
+            // Its row is gone or damaged: nothing can be done for it.
+            None => {
+                step.note("a stored event does not open, and is left out: see the log");
+                step.rows.done.push(entry.id);
+            }
         }
     }
     Ok(())

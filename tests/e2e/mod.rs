@@ -21,7 +21,7 @@ macro_rules! with_both_engines {
 
 mod harness;
 #[macro_use]
-mod scene;
+pub mod scene;
 mod direct_rooms;
 mod keys;
 mod repair;

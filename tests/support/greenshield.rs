@@ -66,6 +66,38 @@ impl Greenshield {
         Ok(this)
     }
 
+    /// Another one beside this one: the same registration and sealing key, listeners of its own, and a
+    /// database that is the same or a copy of it. It does not run yet.
+    pub fn beside(&self, database: &Url) -> Result<Self> {
+        let dir = Scratch::new("greenshield")?;
+        let listener = || format!("127.0.0.1:{}", ports::free());
+        let this = Self {
+            config: dir.path().join("config.yaml"),
+            public: listener(),
+            operator: listener(),
+            appservice: listener(),
+            process: None,
+            dir,
+        };
+        fs::copy(self.registration(), this.registration())?;
+        fs::copy(&self.config, &this.config)?;
+        this.configure(|config| {
+            // `appservice.url` stays what the homeserver was told: a balancer would stand there.
+            config["appservice"]["listen"] = this.appservice.clone().into();
+            config["public"]["listen"] = this.public.clone().into();
+            config["operator"]["listen"] = this.operator.clone().into();
+            config["database"]["url"] = database.as_str().into();
+        })?;
+        Ok(this)
+    }
+
+    /// Changes the configuration, for the next start.
+    pub fn configure(&self, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let mut config = serde_yaml::from_str(&fs::read_to_string(&self.config)?)?;
+        change(&mut config);
+        Ok(fs::write(&self.config, serde_yaml::to_string(&config)?)?)
+    }
+
     /// The registration file, for the homeserver.
     pub fn registration(&self) -> PathBuf {
         self.dir.path().join("registration.yaml")

@@ -1,8 +1,8 @@
 //! A fresh database for every world.
 
-use std::{env, thread, time::Duration};
+use std::{env, fs, path::Path, process::Command, thread, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use sqlx::{
     AssertSqlSafe, Connection as _, PgConnection, PgPool, Row as _, postgres::PgPoolOptions,
 };
@@ -50,6 +50,35 @@ impl Database {
 pub async fn pool(url: &Url) -> Result<PgPool> {
     let options = PgPoolOptions::new().max_connections(4);
     Ok(options.acquire_timeout(Duration::from_secs(10)).connect(url.as_str()).await?)
+}
+
+/// `pg_dump` of a database into a file.
+pub fn dump(database: &Url, file: &Path) -> Result<()> {
+    run(program("pg_dump")
+        .args(["--format=custom", "--dbname", database.as_str(), "--file"])
+        .arg(file))
+}
+
+/// `pg_restore` of such a file into an empty database.
+pub fn restore(file: &Path, database: &Url) -> Result<()> {
+    run(program("pg_restore").args(["--exit-on-error", "--dbname", database.as_str()]).arg(file))
+}
+
+/// A program of the newest PostgreSQL here; Debian keeps them out of the way.
+fn program(name: &str) -> Command {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let newest = versions
+        .map(|version| version.path().join("bin").join(name))
+        .filter(|program| program.exists())
+        .max();
+    Command::new(newest.unwrap_or_else(|| name.into()))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {}\n{said}", output.status);
+    Ok(())
 }
 
 /// A killed test process, and a world shared by a whole process, drop nothing: the next process

@@ -41,7 +41,6 @@ pub(super) async fn save(store: &PgCryptoStore, changes: Changes) -> Result<()> 
         outbound: group_sessions::prepare_outbound(store, changes.outbound_group_sessions).await?,
         ..CryptoRows::default()
     };
-    store.cache().keep_inbound(changes.inbound_group_sessions.iter());
     turn.gather(rows).await
 }
 

@@ -53,3 +53,14 @@ pub fn lease_lost(error: &CryptoStoreError) -> bool {
             if matches!(error.downcast_ref(), Some(StoreError::LeaseLost))
     )
 }
+
+/// Whether a crypto operation failed because a stored value does not open any more: trying again does
+/// not help.
+#[must_use]
+pub fn is_damage(error: &CryptoStoreError) -> bool {
+    let CryptoStoreError::Backend(error) = error else { return false };
+    matches!(
+        error.downcast_ref(),
+        Some(StoreError::Seal(SealError::Damaged(_) | SealError::Content(..)))
+    ) || matches!(error.downcast_ref(), Some(PgCryptoStoreError::Pickle(_)))
+}

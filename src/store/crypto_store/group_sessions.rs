@@ -167,12 +167,12 @@ pub(super) type OutboundRows = BTreeMap<(BotId, String), Vec<u8>>;
 /// Of several copies of one room key the one that opens most. The machine compares each key that
 /// comes with what is stored, but not with the others that come at the same time; and a peer whose
 /// device starts another Olm session is given the key a second time, from where the ratchet is then.
-fn best(sessions: Vec<InboundGroupSession>) -> impl Iterator<Item = InboundGroupSession> {
-    let mut best: BTreeMap<(String, String), InboundGroupSession> = BTreeMap::new();
+fn best(sessions: &[InboundGroupSession]) -> impl Iterator<Item = &InboundGroupSession> {
+    let mut best: BTreeMap<(String, String), &InboundGroupSession> = BTreeMap::new();
     for session in sessions {
         let key = (session.room_id().as_str().to_owned(), session.session_id().to_owned());
         let opens_more =
-            |known: &InboundGroupSession| known.first_known_index() < session.first_known_index();
+            |known: &&InboundGroupSession| known.first_known_index() < session.first_known_index();
         if !best.get(&key).is_some_and(opens_more) {
             best.insert(key, session);
         }
@@ -187,6 +187,7 @@ pub(super) async fn prepare_inbound(
 ) -> Result<InboundRows> {
     let mut rows = InboundRows::new();
     for session in best(sessions) {
+        store.cache().keep_inbound([session].into_iter());
         let room_id = session.room_id().as_str().to_owned();
         let session_id = session.session_id().to_owned();
         let pickle = session.pickle().await;

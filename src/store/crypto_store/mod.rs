@@ -26,6 +26,7 @@ mod account;
 mod backup;
 mod cache;
 mod changes;
+mod damage;
 mod device;
 mod devices;
 mod error;
@@ -56,7 +57,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use self::cache::Cache;
 pub use self::{
     device::{AccountState, forget_device},
-    error::{PgCryptoStoreError, lease_lost},
+    error::{PgCryptoStoreError, is_damage, lease_lost},
     rows::CryptoRows,
     sessions::prune_olm_hashes,
 };

@@ -41,6 +41,8 @@ pub struct Seen {
     pub body: Value,
     /// 0 where there was no whole answer by intention.
     pub status: u16,
+    /// When it was answered.
+    pub at: std::time::Instant,
 }
 
 impl Call {
@@ -68,6 +70,7 @@ impl Call {
             user: self.user().to_owned(),
             body: self.body.clone(),
             status,
+            at: std::time::Instant::now(),
         }
     }
 }

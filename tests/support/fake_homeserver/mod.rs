@@ -10,6 +10,7 @@ mod keys;
 mod person;
 mod push;
 mod ratchets;
+mod reach;
 mod rooms;
 mod state;
 mod trap;
@@ -176,7 +177,10 @@ async fn answer(Shared(inner): Shared<Arc<Inner>>, request: Request) -> Response
             met();
             return std::future::pending().await;
         }
-        Some(Fault::Slow(wait)) => tokio::time::sleep(*wait).await,
+        Some(Fault::Slow(wait)) => {
+            inner.lock().reach.waiting.push(call.path.clone());
+            tokio::time::sleep(*wait).await;
+        }
         Some(Fault::Lost | Fault::Hang) | None => {}
     }
     let answer = match push::ping(&inner, &call).await {

@@ -1,6 +1,6 @@
 //! Transactions, under Synapse's names for things.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc};
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{
     FakeHomeserver, Inner,
     call::{Answer, Call, refuse},
+    reach,
     state::State,
 };
 
@@ -80,9 +81,14 @@ pub(super) async fn run(inner: Arc<Inner>) {
             inner.news.notified().await;
             continue;
         };
-        while put(&inner, &appservice, &id, body.to_string()).await.is_ok_and(|(s, _)| s != 200) {
+        loop {
+            let to = inner.lock().reach.next(&appservice);
+            let put = put(&inner, &to, &id, body.to_string()).await;
+            if put.is_ok_and(|(status, _)| status == 200) {
+                break;
+            }
             inner.lock().queue.failed(&mut body);
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            reach::pause(&inner).await;
         }
         inner.lock().queue.accepted += 1;
     }
@@ -103,8 +109,9 @@ impl Queue {
 
 async fn put(inner: &Inner, to: &Appservice, id: &str, body: String) -> Result<(u16, Value)> {
     let url = format!("{}/_matrix/app/v1/transactions/{id}", to.url);
-    let sent = inner.http.put(url).bearer_auth(&to.hs_token).body(body).send().await;
-    match sent {
+    let timeout = inner.lock().reach.timeout();
+    let request = inner.http.put(url).bearer_auth(&to.hs_token).body(body);
+    match request.timeout(timeout).send().await {
         Ok(answer) => {
             let status = answer.status().as_u16();
             Ok((status, answer.json().await.unwrap_or_default()))
@@ -119,11 +126,15 @@ pub(super) async fn ping(inner: &Inner, call: &Call) -> Option<Answer> {
     if !(call.path.contains("/appservice/") && call.path.ends_with("/ping")) {
         return None;
     }
-    let to = inner.lock().appservice.clone()?;
+    let appservice = inner.lock().appservice.clone()?;
+    let to = inner.lock().reach.next(&appservice);
     let url = format!("{}/_matrix/app/v1/ping", to.url);
     let sent = inner.http.post(url).bearer_auth(&to.hs_token).json(&call.body).send().await;
     Some(match sent {
-        Ok(answer) if answer.status().is_success() => Ok(json!({ "duration_ms": 1 })),
+        Ok(answer) if answer.status().is_success() => {
+            inner.lock().reach.pinged();
+            Ok(json!({ "duration_ms": 1 }))
+        }
         _ => refuse(502, "M_BAD_STATUS", "it does not answer"),
     })
 }

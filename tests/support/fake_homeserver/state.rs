@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{
     call::{Answer, Call, Seen, refuse},
     push::{Appservice, Queue},
+    reach::Reach,
     rooms::Room,
     trap::Planned,
 };
@@ -43,6 +44,7 @@ pub struct State {
     /// Answers by transaction id and its scope.
     pub transactions: HashMap<String, Value>,
     pub queue: Queue,
+    pub reach: Reach,
     pub counter: u64,
 }
 

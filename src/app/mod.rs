@@ -5,6 +5,8 @@
 //! leases are let go. If any part ends by itself, the others are stopped too and the process fails: a
 //! half-alive greenshield helps nobody.
 
+mod contact;
+
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
@@ -13,8 +15,9 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::contact::Contact;
 use crate::{
-    appservice::{self, AppserviceState},
+    appservice::{self, AppserviceState, Refusals},
     clock::Clock,
     config::Config,
     homeserver::Homeserver,
@@ -24,7 +27,7 @@ use crate::{
     responder,
     signup::{self, Signup},
     store::{Committer, Signals, Store, leases::Process, transactions},
-    telemetry::{Metrics, chain},
+    telemetry::Metrics,
     web::{self, kit, kit::Bounds},
     worker::{Context, InFlight, Pace, Settings, Supervisor},
 };
@@ -43,7 +46,7 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
     let clock = Clock::system();
     let signals = Signals::default();
     let metrics = Metrics::install()?;
-    let readiness = Readiness::default();
+    let (readiness, refusals) = (Readiness::default(), Refusals::default());
     let homeserver = Homeserver::new(&config.homeserver.url, registration.as_token.clone())?;
     let stop = CancellationToken::new();
 
@@ -64,7 +67,7 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
         signals: signals.clone(),
         clock: clock.clone(),
         hs_token: registration.hs_token.clone(),
-        refused: Arc::default(),
+        refusals: refusals.clone(),
     });
     let public =
         signup::router(Signup::new(&config, store.clone(), signals.clone(), clock.clone()))
@@ -91,8 +94,9 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
     parts.task("metrics", metrics.upkeep(stop.clone()));
     parts.task("commits", commits);
     parts.task("supervisor", Supervisor::new(context, signals, process).run(stop.clone()));
-    let id = registration.id.clone();
-    parts.helper(greet(homeserver, id, readiness, stop.clone()));
+    let appservice_id = registration.id.clone();
+    let contact = Contact { homeserver, appservice_id, readiness, refusals, store, clock };
+    parts.task("contact", contact.keep(stop.clone()));
     parts.helper(stop_on_signal(stop));
     info!(
         appservice = %config.appservice.listen,
@@ -129,34 +133,6 @@ async fn announce(config: &Config, store: &Store, clock: &Clock) -> anyhow::Resu
         transactions::outage_ended(&mut *store.connection().await?, clock.now()).await?;
     }
     Ok(process)
-}
-
-/// Asks the homeserver to ping us, until it has: then it knows that we are back, and sends at once
-/// what it holds for us. What it says when it cannot is what an operator needs to read.
-async fn greet(
-    homeserver: Homeserver,
-    appservice_id: String,
-    readiness: Readiness,
-    stop: CancellationToken,
-) {
-    let mut wait = Duration::from_millis(200);
-    loop {
-        match homeserver.ping(&appservice_id, "greenshield-start").await {
-            Ok(()) => {
-                info!("the homeserver reaches us");
-                readiness.heard();
-                return;
-            }
-            Err(error) => warn!(
-                error = chain(&error),
-                "the homeserver cannot be asked to reach us yet; `greenshield doctor` tells why"
-            ),
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => wait = (wait * 2).min(Duration::from_secs(30)),
-        }
-    }
 }
 
 async fn stop_on_signal(stop: CancellationToken) {

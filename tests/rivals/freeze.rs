@@ -1,0 +1,148 @@
+//! A process that stands still for longer than its lease, in the middle of work, and wakes up when
+//! another has done it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::{
+    pair::{Pair, each_answered_once},
+    quiet,
+};
+use crate::{
+    fast::scene::{Bot, PATIENCE},
+    support::{
+        fake_homeserver::{Fault, Person, Trap},
+        hold::{Fate, Holds, Moment},
+        poll,
+        process::Signal,
+        report,
+    },
+};
+
+const LEASE: u64 = 5;
+/// The call of the frozen process is carried out after the other has done its own.
+const LATE: Duration = Duration::from_secs(9);
+/// A lease, a look for free shards, and an answer.
+const TAKEN_OVER: Duration = Duration::from_secs(15);
+
+/// Where it stands still.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    /// In a call whose path contains this: the homeserver carries it out late.
+    Call(&'static str),
+    /// In the commit of a change of this table, of which it does not hear any more.
+    Commit(&'static str, u32),
+    /// Between two statements of a transaction, whose locks last until the database ends it.
+    Statement(&'static str),
+}
+
+/// How many of these the suite tries.
+const FEW: usize = 3;
+
+const STOPS: [Stop; 6] = [
+    Stop::Call("/send/"),
+    Stop::Commit("crypto_outbound_group_sessions", 1),
+    Stop::Call("/keys/query"),
+    Stop::Commit("crypto_outbound_group_sessions", 0),
+    Stop::Call("/sendToDevice/"),
+    Stop::Call("/keys/claim"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_was_frozen_at_work_writes_nothing_when_it_wakes() -> Result<()> {
+    let mut frozen = Frozen::start().await?;
+    let budget = report::budget(0.07, Duration::ZERO);
+    let began = Instant::now();
+    let mut times = 0;
+    let least = if report::is_large() { STOPS.len() } else { FEW };
+    while times < least || began.elapsed() < budget {
+        frozen.at(STOPS[times % STOPS.len()], times).await?;
+        times += 1;
+    }
+    if report::is_large() {
+        frozen.at(Stop::Statement("crypto_outbound_group_sessions"), times).await?;
+        times += 1;
+    }
+    each_answered_once(&frozen.pair.scene, &frozen.alice, &frozen.bot, &frozen.asked).await?;
+    let looked = frozen.pair.is_whole().await?;
+    let note = format!(
+        "A process that was frozen for longer than its lease, in a call or in a commit, wrote nothing after it woke, and no ratchet was used twice: each message was answered once by the other, after at most {:.1} s with a lease of {LEASE} s ({looked}).",
+        frozen.longest.as_secs_f64()
+    );
+    report::row("Several processes", "SIGSTOP past the lease, and SIGCONT", times as u64, 0, &note);
+    Ok(())
+}
+
+struct Frozen {
+    pair: Pair,
+    holds: Holds,
+    alice: Person,
+    bot: Bot,
+    asked: Vec<String>,
+    longest: Duration,
+}
+
+impl Frozen {
+    async fn start() -> Result<Self> {
+        let pair = Pair::start(LEASE).await?;
+        let holds = Holds::install(&pair.database_url()).await?;
+        let alice = Person::new(&pair.scene.fake, "alice").await?;
+        let bot = pair.bot_of(0, &alice).await?;
+        quiet(&pair.scene).await?;
+        Ok(Self { pair, holds, alice, bot, asked: Vec::new(), longest: Duration::ZERO })
+    }
+
+    async fn at(&mut self, stop: Stop, n: usize) -> Result<()> {
+        // A newcomer's devices are to be asked for, and given the key.
+        let newcomer = Person::new(&self.pair.scene.fake, &format!("newcomer{n}")).await?;
+        newcomer.join(&self.bot.room).await?;
+        quiet(&self.pair.scene).await?;
+        let processes = self.pair.processes().await?;
+        let worker = self.pair.works(&self.bot).await?;
+
+        let (asked, trap) = self.stop(stop, worker).await?;
+        let took = self.pair.answer(&self.alice, &self.bot, &asked).await?;
+        self.longest = self.longest.max(took);
+        ensure!(took < TAKEN_OVER, "{stop:?}: taken over after {took:?}");
+        ensure!(self.pair.works(&self.bot).await? == 1 - worker, "{stop:?}: who answered?");
+        newcomer.answer_to(&self.bot.room, &asked).await?;
+        if let Some(trap) = trap {
+            // What the frozen one had asked for is carried out only now.
+            trap.sprung().await;
+        }
+
+        self.pair.signal(worker, Signal::Cont)?;
+        // Awake, it is the process that it was, and gets its share again.
+        self.pair.shared().await?;
+        ensure!(self.pair.processes().await? == processes, "{stop:?}: one of them has died");
+        self.asked.push(asked);
+        Ok(())
+    }
+
+    /// Asks the bot, and freezes its worker right there.
+    async fn stop(&mut self, stop: Stop, worker: usize) -> Result<(String, Option<Trap>)> {
+        let (alice, room) = (&self.alice, &self.bot.room);
+        let (table, skip, moment, fate) = match stop {
+            Stop::Call(path) => {
+                let slowed = self.pair.scene.fake.slowed(path);
+                let trap = self.pair.scene.fake.trap(path, 0, Fault::Slow(LATE));
+                let asked = alice.say(room, "!ping").await?;
+                poll::until(path, PATIENCE, async || {
+                    Ok((self.pair.scene.fake.slowed(path) > slowed).then_some(()))
+                })
+                .await?;
+                self.pair.signal(worker, Signal::Stop)?;
+                return Ok((asked, Some(trap)));
+            }
+            Stop::Commit(table, skip) => (table, skip, Moment::Commit, Fate::Goes),
+            Stop::Statement(table) => (table, 0, Moment::Statement, Fate::Goes),
+        };
+        self.holds.arm(Some(table), skip, moment).await?;
+        let asked = alice.say(room, "!ping").await?;
+        ensure!(self.holds.reached(PATIENCE).await?, "{stop:?} was not reached");
+        self.pair.signal(worker, Signal::Stop)?;
+        self.holds.let_go(fate).await?;
+        Ok((asked, None))
+    }
+}

@@ -1,0 +1,224 @@
+//! The homeserver goes away, or we do: nothing is lost, and neither waits longer for the other than it
+//! must.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use crate::{
+    e2e::scene::{Scene as RealScene, unmarked},
+    fast::scene::{PATIENCE, Scene},
+    support::{
+        fake_homeserver::Fault, greenshield::Greenshield, human::Engine, poll, report, world::World,
+    },
+};
+
+const AREA: &str = "Outages of the homeserver";
+
+/// Much less than the minutes that Synapse lets pass between two attempts.
+const SOON: Duration = Duration::from_secs(15);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_homeserver_that_was_refused_is_told_when_the_database_is_back() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    scene.fake.wait_for_pings();
+    scene.fake.forget_like_synapse();
+    let name = scene.database.path().trim_start_matches('/').to_owned();
+    let mut server = scene.database.clone();
+    server.set_path("postgres");
+    let mut admin = PgConnection::connect(server.as_str()).await?;
+    let allow = |allowed: bool| format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS {allowed}");
+    let all =
+        format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'");
+    for statement in [allow(false), all] {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut admin).await?;
+    }
+    alice.forget_key(&bot.room).await?;
+    let asked = alice.say(&bot.room, "!ping").await?;
+    poll::until("a transaction to be refused", PATIENCE, async || {
+        Ok((scene.fake.refused() > 0).then_some(()))
+    })
+    .await?;
+    wait_ready(&scene.greenshield, false).await?;
+
+    sqlx::raw_sql(AssertSqlSafe(allow(true))).execute(&mut admin).await?;
+    let back = Instant::now();
+    alice.answer_to(&bot.room, &asked).await?;
+    ensure!(back.elapsed() < SOON, "answered after {:?}", back.elapsed());
+    wait_ready(&scene.greenshield, true).await?;
+    scene.answered_once(&alice, &bot, &asked).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_homeserver_that_was_cut_off_is_told_when_we_reach_it_again() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    scene.fake.wait_for_pings();
+    scene.fake.forget_like_synapse();
+    scene.fake.fault("", usize::MAX, Fault::Broken);
+    let first = alice.say(&bot.room, "!ping").await?;
+    poll::until("the answer to break off", PATIENCE, async || {
+        Ok(scene.fake.calls("").iter().any(|call| call.status == 0).then_some(()))
+    })
+    .await?;
+    scene.fake.cut_off(true);
+    alice.forget_key(&bot.room).await?;
+    let second = alice.say(&bot.room, "!ping").await?;
+    poll::until("a transaction to fail", PATIENCE, async || {
+        Ok((scene.fake.refused() > 0).then_some(()))
+    })
+    .await?;
+    wait_ready(&scene.greenshield, false).await?;
+
+    scene.fake.cut_off(false);
+    scene.fake.heal();
+    let back = Instant::now();
+    for asked in [&first, &second] {
+        alice.answer_to(&bot.room, asked).await?;
+    }
+    ensure!(back.elapsed() < SOON, "answered after {:?}", back.elapsed());
+    wait_ready(&scene.greenshield, true).await?;
+    for asked in [&first, &second] {
+        scene.answered_once(&alice, &bot, asked).await?;
+    }
+    Ok(())
+}
+
+/// A transaction that is abandoned by the homeserver is not on our disk, and will come again without
+/// its to-device messages, though we have refused nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_homeserver_did_not_wait_for_is_asked_for() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let sweeps = scene.fake.calls("/sync").len();
+    let mut lock = scene.sql.begin().await?;
+    sqlx::query("LOCK TABLE transactions").execute(&mut *lock).await?;
+    let body = serde_json::json!({ "events": [] });
+    let put = scene.fake.transaction("abandoned", &body);
+    ensure!(tokio::time::timeout(Duration::from_secs(1), put).await.is_err(), "it was answered");
+    lock.rollback().await?;
+    poll::until("lost messages to be asked for", PATIENCE, async || {
+        Ok((scene.fake.calls("/sync").len() > sweeps).then_some(()))
+    })
+    .await?;
+    alice.ping(&bot.room).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn synapse_and_greenshield_go_away_in_turn_and_everything_is_answered() -> Result<()> {
+    // How late Synapse would come by itself when greenshield is back.
+    let backoff = if report::is_large() { 64.0 } else { 8.0 };
+    let mut world = World::start().await?;
+    let scene = RealScene::open(&world, Engine::Rust).await?;
+    unmarked(&scene.ping().await?)?;
+    let mut asked = Vec::new();
+    let bob = world.human(Engine::Rust, "bob").await?;
+    let (human, signup, room) = (scene.human, scene.signup, scene.room);
+    let (username, code) = (scene.username, scene.code);
+
+    // greenshield is away, and the key of the room changes whenever bob leaves.
+    world.greenshield.stop().await?;
+    let mut rotations = 0;
+    while last_backoff(&world)? < backoff {
+        human.invite(&room, bob.user_id()).await?;
+        bob.join(&room).await?;
+        human.wait_member(&room, bob.user_id(), "join", PATIENCE).await?;
+        asked.push(human.send_text(&room, "!ping").await?);
+        bob.leave(&room).await?;
+        human.wait_member(&room, bob.user_id(), "leave", PATIENCE).await?;
+        asked.push(human.send_text(&room, "!ping").await?);
+        rotations += 1;
+    }
+    world.greenshield.start().await?;
+    let back = Instant::now();
+    let scene = RealScene { world: &world, human, signup, room, username, code };
+    scene.event_id_of_answer(&asked[0]).await?;
+    let first = back.elapsed();
+    ensure!(first.as_secs_f64() < backoff / 2.0, "the first answer came after {first:?}");
+    for asked in &asked {
+        unmarked(&scene.answer_to(&scene.room, asked).await?)?;
+    }
+    let all = back.elapsed();
+
+    // Synapse is away.
+    let mut again = Vec::new();
+    for _ in 0..5 {
+        again.push(scene.human.send_text(&scene.room, "!ping").await?);
+    }
+    // A Synapse that is killed forgets what it had queued for us, and nobody can know.
+    let sql = world.sql().await?;
+    poll::until("all to have been pushed", PATIENCE, async || {
+        let events = sqlx::query_scalar("SELECT COUNT(*) FROM events WHERE event_id = ANY($1)");
+        let pushed: i64 = events.bind(&again).fetch_one(&sql).await?;
+        Ok((pushed == 5).then_some(()))
+    })
+    .await?;
+    let (human, signup, room) = (scene.human, scene.signup, scene.room);
+    let (username, code) = (scene.username, scene.code);
+    world.synapse.kill().await?;
+    // Somebody looks for something there, whatever was still to be sent.
+    let look = "UPDATE bots SET reconciled_at = NULL";
+    sqlx::query(look).execute(&sql).await?;
+    wait_ready(&world.greenshield, false).await?;
+    world.synapse.start_again().await?;
+    wait_ready(&world.greenshield, true).await?;
+    let scene = RealScene { world: &world, human, signup, room, username, code };
+    for asked in &again {
+        unmarked(&scene.answer_to(&scene.room, asked).await?)?;
+    }
+    unmarked(&scene.ping().await?)?;
+    ensure!(scene.human.utd_events(&scene.room).await?.is_empty());
+    // The intro, the two pings, and an answer each.
+    let said = said_by_bot(&scene).await?;
+    let expected = 3 + asked.len() + again.len();
+    ensure!(said == expected, "{said} messages, not {expected}");
+    let log = "SELECT COUNT(*) FROM event_log WHERE decryption = 'failed'";
+    let failed: i64 = sqlx::query_scalar(log).fetch_one(&sql).await?;
+    ensure!(failed == 0, "{failed} events could not be decrypted");
+    let note = format!(
+        "With a real Synapse that would have waited {backoff} s more, the first answer came {:.1} s after greenshield was back, and all {} messages, said with {rotations} room keys that greenshield was not there to get, were answered {:.1} s after; a Synapse that was killed was found again, and each message was answered once.",
+        first.as_secs_f64(),
+        asked.len(),
+        all.as_secs_f64()
+    );
+    report::row(AREA, "greenshield away while room keys change", rotations, 0, &note);
+    report::row(AREA, "Synapse killed under messages", 1, 0, &note);
+    Ok(())
+}
+
+/// Until `/health/ready` says so.
+async fn wait_ready(greenshield: &Greenshield, ready: bool) -> Result<()> {
+    let url = format!("{}/health/ready", greenshield.operator_url());
+    let http = crate::support::http();
+    poll::until(&format!("readiness to be {ready}"), PATIENCE, async || {
+        let answer = http.get(&url).send().await?;
+        Ok((answer.status().is_success() == ready).then_some(()))
+    })
+    .await
+}
+
+/// How many seconds Synapse let pass before its last attempt to reach greenshield, or will.
+fn last_backoff(world: &World) -> Result<f64> {
+    let log = std::fs::read_to_string(world.synapse.log()).context("Synapse's log")?;
+    let seconds = log.rsplit("Scheduling retries on greenshield in ").next();
+    let seconds = seconds.and_then(|rest| rest.split('s').next()?.parse().ok());
+    Ok(seconds.unwrap_or_default())
+}
+
+/// How many messages the bot has sent into its room, as the homeserver tells.
+async fn said_by_bot(scene: &RealScene<'_>) -> Result<usize> {
+    let registration = std::fs::read_to_string(scene.world.greenshield.registration())?;
+    let registration: Value = serde_yaml::from_str(&registration)?;
+    let token = registration["as_token"].as_str().context("an as_token")?;
+    let path = format!("_matrix/client/v3/rooms/{}/messages", scene.room);
+    let mut url = url::Url::parse(&scene.world.synapse.url())?.join(&path)?;
+    url.query_pairs_mut().extend_pairs([("user_id", scene.bot()), ("dir", "b"), ("limit", "1000")]);
+    let answer = crate::support::http().get(url).bearer_auth(token).send().await?;
+    let page: Value = answer.error_for_status()?.json().await?;
+    let events = page["chunk"].as_array().context("events")?.iter();
+    let said =
+        |event: &&Value| event["sender"] == scene.bot() && event["type"] == "m.room.encrypted";
+    Ok(events.filter(said).count())
+}
