@@ -4,6 +4,7 @@
 //! integer or string id crosses a function boundary.
 
 mod fingerprint;
+pub mod foreign;
 mod ids;
 mod states;
 

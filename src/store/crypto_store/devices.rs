@@ -62,12 +62,16 @@ pub(super) async fn load_of_user(
 /// Sealed devices by user and device id.
 pub(super) type Rows = BTreeMap<(String, String), Vec<u8>>;
 
-/// Seals.
+/// No homeserver makes longer device ids, and no index takes much longer ones.
+const DEVICE_ID_BYTES: usize = 512;
+
+/// Seals. A device whose id no index takes is left out: it is given no keys.
 pub(super) fn prepare<'a>(
     store: &PgCryptoStore,
     devices: impl Iterator<Item = &'a DeviceData>,
 ) -> Result<Rows> {
     devices
+        .filter(|device| device.device_id().as_str().len() <= DEVICE_ID_BYTES)
         .map(|device| {
             let (user_id, device_id) = key(device);
             let sealed = store.seal(DEVICES, &[&user_id, &device_id], device)?;

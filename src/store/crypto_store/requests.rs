@@ -8,6 +8,7 @@ use ruma::{TransactionId, events::secret::request::SecretName};
 use zeroize::Zeroizing;
 
 use super::{PgCryptoStore, Result, Write};
+use crate::model::foreign;
 
 const REQUESTS: &str = "crypto_requests";
 const SECRETS: &str = "crypto_secrets";
@@ -17,6 +18,10 @@ pub(super) async fn load(
     store: &PgCryptoStore,
     request_id: &TransactionId,
 ) -> Result<Option<GossipRequest>> {
+    // Named by whoever answers: an id that no request of ours has need not be looked for.
+    if !foreign::is_id(request_id.as_str()) {
+        return Ok(None);
+    }
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.requests.load
         SELECT sealed_request FROM crypto_requests WHERE bot_id = $1 AND request_id = $2",
@@ -33,6 +38,10 @@ pub(super) async fn load_by_info(
     store: &PgCryptoStore,
     info: &SecretInfo,
 ) -> Result<Option<GossipRequest>> {
+    let info_key = info.as_key();
+    if info_key.contains('\0') {
+        return Ok(None);
+    }
     let row = sqlx::query!(
         "-- crypto_store.requests.load_by_info
         SELECT request_id, sealed_request FROM crypto_requests
@@ -40,7 +49,7 @@ pub(super) async fn load_by_info(
         ORDER BY created_at DESC, request_id
         LIMIT 1",
         store.bot.0,
-        info.as_key(),
+        info_key,
     )
     .fetch_optional(store.pool())
     .await?;
