@@ -64,15 +64,16 @@ pub(super) async fn save(write: &mut Write<'_>, rows: Rows) -> Result<()> {
     let (sender_keys, session_ids): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
     sqlx::query!(
         "-- crypto_store.sessions.save
-        INSERT INTO crypto_olm_sessions (bot_id, sender_key, session_id, sealed_session)
-        SELECT $1, r.sender_key, r.session_id, r.sealed
+        INSERT INTO crypto_olm_sessions (bot_id, sender_key, session_id, sealed_session, used_at)
+        SELECT $1, r.sender_key, r.session_id, r.sealed, $5
         FROM UNNEST($2::TEXT[], $3::TEXT[], $4::BYTEA[]) AS r (sender_key, session_id, sealed)
         ON CONFLICT (bot_id, sender_key, session_id) DO UPDATE
-        SET sealed_session = EXCLUDED.sealed_session",
+        SET sealed_session = EXCLUDED.sealed_session, used_at = EXCLUDED.used_at",
         write.bot.0,
         &sender_keys,
         &session_ids,
         &sealed,
+        write.now,
     )
     .execute(&mut *write.tx)
     .await?;
