@@ -196,11 +196,7 @@ async fn run_step(context: &Context, machines: &Mutex<Machines>, due: DueBot, fe
     let started = std::time::Instant::now();
     let kept = machines.lock().unwrap_or_else(PoisonError::into_inner).take(due.bot, fence);
     let step = bot_worker::step(context, due.bot, fence, kept);
-    let outcome = std::panic::AssertUnwindSafe(step).catch_unwind().await.unwrap_or_else(|_| {
-        metrics::counter!("greenshield_step_panics_total").increment(1);
-        let panicked = StepError::fail("M_UNKNOWN", "a step panicked: see the log");
-        Outcome::new(None, false, Err(panicked))
-    });
+    let outcome = caught(step).await;
     metrics::histogram!("greenshield_step_seconds").record(started.elapsed().as_secs_f64());
     let Outcome { machine, pinned, progressed, result } = outcome;
     if let Some(machine) = machine {
@@ -231,6 +227,15 @@ async fn run_step(context: &Context, machines: &Mutex<Machines>, due: DueBot, fe
     }
 }
 
+/// How a step ended, if need be by a panic: then its machine is gone, and nothing else.
+async fn caught(step: impl Future<Output = Outcome>) -> Outcome {
+    std::panic::AssertUnwindSafe(step).catch_unwind().await.unwrap_or_else(|_| {
+        metrics::counter!("greenshield_step_panics_total").increment(1);
+        let panicked = StepError::fail("M_UNKNOWN", "a step panicked: see the log");
+        Outcome::new(None, false, Err(panicked))
+    })
+}
+
 async fn finish(
     context: &Context,
     due: DueBot,
@@ -246,4 +251,18 @@ async fn finish(
     queue::finish(&mut tx, due, next, failures).await?;
     tx.commit().await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_its_own_step_as_an_error() {
+        let ended = caught(async { panic!("on purpose") }).await;
+        assert!(ended.machine.is_none() && !ended.pinned);
+        assert!(matches!(ended.result, Err(StepError::Fail { .. })));
+        let next = caught(async { Outcome::new(None, true, Ok(None)) }).await;
+        assert!(next.pinned && matches!(next.result, Ok(None)));
+    }
 }
