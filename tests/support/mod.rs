@@ -27,6 +27,7 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod random;
+pub mod report;
 pub mod scratch;
 pub mod synapse;
 pub mod world;
