@@ -11,6 +11,7 @@
 )]
 
 mod architecture;
+mod attacks;
 mod e2e;
 mod fast;
 mod rivals;

@@ -36,6 +36,16 @@ use crate::{
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(55);
 /// How long any other request may take: longer than a signup waits.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
+/// Connections of strangers: few enough that, where a process may have 1024 files open, the other
+/// listeners, the database and the homeserver have theirs.
+const PUBLIC_CONNECTIONS: usize = 512;
+/// Connections of the homeserver, or of an operator's tools.
+const PRIVATE_CONNECTIONS: usize = 64;
+/// How long a client of these may say nothing.
+const IDLE: Duration = Duration::from_secs(20);
+/// How long the homeserver may: Synapse keeps a connection for up to four minutes, and a transaction on
+/// one that we close at that moment would count as refused.
+const HOMESERVER_IDLE: Duration = Duration::from_secs(300);
 
 /// Serves until the process is told to stop.
 ///
@@ -85,11 +95,20 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
             listener: "appservice",
             body_bytes: config.limits.transaction_body_bytes,
             timeout: TRANSACTION_TIMEOUT,
+            connections: PRIVATE_CONNECTIONS,
+            idle: HOMESERVER_IDLE,
         },
     );
-    let bounds = |listener| Bounds { listener, body_bytes: limit, timeout: REQUEST_TIMEOUT };
-    parts.listener("public", listeners.public, public, bounds("public"));
-    parts.listener("operator", listeners.operator, operator, bounds("operator"));
+    let bounds = |listener, connections| Bounds {
+        listener,
+        body_bytes: limit,
+        timeout: REQUEST_TIMEOUT,
+        connections,
+        idle: IDLE,
+    };
+    parts.listener("public", listeners.public, public, bounds("public", PUBLIC_CONNECTIONS));
+    let bounds = bounds("operator", PRIVATE_CONNECTIONS);
+    parts.listener("operator", listeners.operator, operator, bounds);
     parts.task("notifications", signals.clone().listen(store.pool().clone(), stop.clone()));
     parts.task("metrics", metrics.upkeep(stop.clone()));
     parts.task("commits", commits);
@@ -185,8 +204,8 @@ impl Parts {
         router: Router,
         bounds: Bounds,
     ) {
-        let served = web::serve(listener, kit::finish(router, bounds), self.stop.clone());
-        self.running.spawn(async move { (Some(name), served.await.map_err(Into::into)) });
+        let served = web::serve(listener, kit::finish(router, bounds), bounds, self.stop.clone());
+        self.task(name, served);
     }
 
     /// A part that must not end before it is told to.

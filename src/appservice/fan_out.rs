@@ -16,7 +16,7 @@ use super::{
     wire::{RoomEvent, ToDevice, Transaction},
 };
 use crate::{
-    model::{BotId, EventSeq},
+    model::{BotId, EventSeq, foreign},
     store::{
         Connection, Sealer, StoreError, bots, device_lists, events,
         events::NewEvent,
@@ -24,7 +24,7 @@ use crate::{
         inbox::{KeyCounts, NewEntry, Work},
         queue, rooms,
         rooms::Fact,
-        to_device,
+        to_device, verifications,
     },
 };
 
@@ -93,6 +93,7 @@ async fn route_to_device(
             ),
         }
     }
+    let addressed = verifications::heeded(conn, addressed).await?;
     let digests: Vec<_> =
         addressed.iter().map(|(bot, json)| (*bot, to_device::digest(json))).collect();
     let mut fresh = to_device::record(conn, &digests, now).await?.into_iter().peekable();
@@ -209,7 +210,9 @@ async fn route_events(
 }
 
 fn new_event(event: RoomEvent) -> NewEvent {
-    let session_id = event.content_str("session_id").map(ToOwned::to_owned);
+    // Whatever else stands there is no session's id, and is looked for in vain.
+    let session_id = event.content_str("session_id").filter(|id| foreign::is_id(id));
+    let session_id = session_id.map(ToOwned::to_owned);
     NewEvent {
         event_id: event.event_id,
         room_id: event.room_id,

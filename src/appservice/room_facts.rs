@@ -9,8 +9,11 @@ pub(super) fn fact(event: &RoomEvent) -> Option<Fact> {
     match (event.event_type.as_str(), state_key) {
         ("m.room.member", user_id) => Some(Fact::Member {
             user_id: user_id.to_owned(),
-            // A member event without a membership takes nobody in.
-            membership: event.content_str("membership").unwrap_or("leave").to_owned(),
+            // A member event without a membership of the specification takes nobody in.
+            membership: match event.content_str("membership") {
+                Some(known @ ("join" | "invite" | "ban" | "knock")) => known.to_owned(),
+                _ => "leave".to_owned(),
+            },
         }),
         ("m.room.encryption", "") => Some(Fact::Encryption(event.json.get("content")?.clone())),
         ("m.room.history_visibility", "") => {

@@ -1,17 +1,15 @@
 //! `PUT /_matrix/app/v1/transactions/{txnId}`.
 
-use axum::{
-    Json,
-    extract::{Path, State},
-};
+use axum::{Json, extract::State};
 use chrono::{DateTime, Utc};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::{AppserviceState, auth::FromHomeserver, fan_out::fan_out, wire::Transaction};
 use crate::{
+    model::foreign,
     store::{Signal, StoreError, transactions},
-    web::{ApiError, MatrixBytes},
+    web::{ApiError, MatrixBytes, MatrixPath},
 };
 
 /// Takes a transaction in: committed to Postgres, then `200 {}`. The homeserver takes anything but a
@@ -22,16 +20,20 @@ use crate::{
 pub(super) async fn put(
     _: FromHomeserver,
     State(state): State<AppserviceState>,
-    Path(txn_id): Path<String>,
+    MatrixPath(txn_id): MatrixPath,
     MatrixBytes(body): MatrixBytes,
 ) -> Result<Json<Value>, ApiError> {
-    let parsed: Map<String, Value> = serde_json::from_slice(&body).map_err(|error| {
-        ApiError::not_json(format!("The transaction is not a JSON object: {error}"))
+    if !foreign::is_id(&txn_id) {
+        return Err(ApiError::invalid_param("A transaction's id has up to 255 bytes, and no NUL"));
+    }
+    let transaction = Transaction::read(&body).map_err(|error| {
+        // What is no object may be anything, and is not repeated.
+        let why = if error.is_data() { "it is something else".into() } else { error.to_string() };
+        ApiError::not_json(format!("The transaction is not a JSON object: {why}"))
     })?;
     let digest = Sha256::digest(&body);
     drop(body);
     let now = state.clock.now();
-    let transaction = Transaction::read(parsed);
     tracing::debug!(
         txn_id,
         events = transaction.events.len(),

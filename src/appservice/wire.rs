@@ -3,14 +3,22 @@
 //! The E2EE parts of a transaction (MSC2409, MSC3202, MSC4203) travel under unstable names, two of
 //! them at once for key counts on Synapse, and will travel under stable ones. Everything is read from
 //! a plain JSON map: an alias that joined two names would turn Synapse's duplicates into a parse
-//! error, and a parse error here means lost room keys. An item that makes no sense is skipped and
-//! counted; it never rejects the rest.
+//! error, and a parse error here means lost room keys.
+//!
+//! Anybody on Matrix can have a homeserver send us an item of a thousand nested lists, a number of a
+//! thousand digits, half a character, or an id that no index takes. A transaction that we refuse comes
+//! again for ever, before all others: so each item is parsed by itself, and one that makes no sense is
+//! skipped and counted; it never rejects the rest.
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, value::RawValue};
 
-use crate::store::inbox::KeyCounts;
+use crate::{
+    model::foreign,
+    store::{inbox::KeyCounts, to_device},
+};
 
 /// The algorithm whose counts matter.
 const SIGNED_CURVE25519: &str = "signed_curve25519";
@@ -60,18 +68,25 @@ pub struct ToDevice {
     pub json: Value,
 }
 
+type Body = BTreeMap<String, Box<RawValue>>;
+
 impl Transaction {
     /// Reads a transaction's body.
-    #[must_use]
-    pub fn read(mut body: Map<String, Value>) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// If it is not a JSON object.
+    pub fn read(body: &[u8]) -> Result<Self, serde_json::Error> {
+        let mut body: Body = serde_json::from_slice(&foreign::without_nul(body))?;
         let mut transaction = Self::default();
-        for event in take_list(&mut body, &["events"]) {
+        for event in transaction.take_list(&mut body, &["events"]) {
             match RoomEvent::read(event) {
                 Some(event) => transaction.events.push(event),
                 None => transaction.skipped += 1,
             }
         }
-        for message in take_list(&mut body, &["to_device", "de.sorunome.msc2409.to_device"]) {
+        let names = ["to_device", "de.sorunome.msc2409.to_device"];
+        for message in transaction.take_list(&mut body, &names) {
             match ToDevice::read(message) {
                 Some(message) => transaction.to_device.push(message),
                 None => transaction.skipped += 1,
@@ -103,17 +118,36 @@ impl Transaction {
                 transaction.counts_of(user, device).fallback_keys = Some(types);
             }
         }
-        let mut lists = take_map(&mut body, &["device_lists", "org.matrix.msc3202.device_lists"]);
         // Whoever left shares no room any more; asking for their keys once too often does no harm.
-        for user in take_list(&mut lists, &["changed"]) {
-            match user {
-                Value::String(user) => transaction.changed_users.push(user),
-                _ => transaction.skipped += 1,
+        for name in ["device_lists", "org.matrix.msc3202.device_lists"] {
+            let mut lists: Body = take(&mut body, name).unwrap_or_default();
+            for user in transaction.take_list(&mut lists, &["changed"]) {
+                match user {
+                    Value::String(user) if foreign::is_id(&user) => {
+                        transaction.changed_users.push(user);
+                    }
+                    _ => transaction.skipped += 1,
+                }
             }
         }
         transaction.changed_users.sort_unstable();
         transaction.changed_users.dedup();
-        transaction
+        Ok(transaction)
+    }
+
+    /// The items of the lists under all of these names, one list after the other.
+    fn take_list(&mut self, body: &mut Body, names: &[&str]) -> Vec<Value> {
+        let mut items = Vec::new();
+        for name in names {
+            let list: Vec<Box<RawValue>> = take(body, name).unwrap_or_default();
+            for item in list {
+                match serde_json::from_str(item.get()) {
+                    Ok(item) => items.push(item),
+                    Err(_) => self.skipped += 1,
+                }
+            }
+        }
+        items
     }
 
     fn counts_of(&mut self, user: String, device: String) -> &mut KeyCounts {
@@ -124,16 +158,20 @@ impl Transaction {
 }
 
 impl RoomEvent {
-    /// Reads an event; `None` if it lacks what every event has.
+    /// Reads an event; `None` if it lacks what every event has, or has it as no event may.
     #[must_use]
     pub fn read(json: Value) -> Option<Self> {
-        let text = |key: &str| json.get(key).and_then(Value::as_str).map(ToOwned::to_owned);
+        let text = |key: &str| json.get(key).and_then(Value::as_str);
+        let id = |key: &str| text(key).filter(|id| foreign::is_id(id)).map(ToOwned::to_owned);
         Some(Self {
-            event_id: text("event_id")?,
-            room_id: text("room_id")?,
-            sender: text("sender")?,
-            event_type: text("type")?,
-            state_key: text("state_key"),
+            event_id: id("event_id")?,
+            room_id: id("room_id")?,
+            sender: id("sender")?,
+            event_type: id("type")?,
+            state_key: match text("state_key") {
+                Some(_) => Some(id("state_key")?),
+                None => None,
+            },
             origin_server_ts: json.get("origin_server_ts").and_then(Value::as_i64).unwrap_or(0),
             json,
         })
@@ -154,30 +192,27 @@ impl ToDevice {
             _ => None,
         };
         let (to_user_id, to_device_id) = (take("to_user_id")?, take("to_device_id")?);
-        let complete = ["sender", "type"].iter().all(|k| json.get(k).is_some_and(Value::is_string))
-            && json.get("content").is_some_and(Value::is_object);
-        complete.then_some(Self { to_user_id, to_device_id, json })
+        let addressed = [&to_user_id, &to_device_id].into_iter().all(|id| foreign::is_id(id));
+        (addressed && to_device::is_sound(&json)).then_some(Self { to_user_id, to_device_id, json })
     }
 }
 
-/// The lists under all of these names, one after the other.
-fn take_list(body: &mut Map<String, Value>, names: &[&str]) -> Vec<Value> {
-    let mut items = Vec::new();
-    for name in names {
-        if let Some(Value::Array(list)) = body.remove(*name) {
-            items.extend(list);
-        }
-    }
-    items
+/// What stands under a name, if it has the shape that is wanted.
+fn take<T: DeserializeOwned>(body: &mut Body, name: &str) -> Option<T> {
+    serde_json::from_str(body.remove(name)?.get()).ok()
 }
 
 /// The maps under all of these names, the last word on a key winning.
-fn take_map(body: &mut Map<String, Value>, names: &[&str]) -> Map<String, Value> {
+fn take_map(body: &mut Body, names: &[&str]) -> Map<String, Value> {
     let mut items = Map::new();
     for name in names {
-        if let Some(Value::Object(map)) = body.remove(*name) {
-            items.extend(map);
-        }
+        let map: Body = take(body, name).unwrap_or_default();
+        let parsed = map.into_iter().filter(|(key, _)| foreign::is_id(key));
+        items.extend(
+            parsed.filter_map(|(key, raw)| {
+                Some((key, serde_json::from_str::<Value>(raw.get()).ok()?))
+            }),
+        );
     }
     items
 }
@@ -200,8 +235,7 @@ mod tests {
     use super::*;
 
     fn read(body: Value) -> Transaction {
-        let Value::Object(body) = body else { panic!("a transaction is an object") };
-        Transaction::read(body)
+        Transaction::read(body.to_string().as_bytes()).expect("an object")
     }
 
     fn key(user: &str, device: &str) -> (String, String) {
@@ -263,5 +297,42 @@ mod tests {
         assert_eq!(transaction.events.len(), 1);
         assert_eq!(transaction.changed_users, ["@a:x"]);
         assert_eq!(transaction.skipped, 5);
+    }
+
+    #[test]
+    fn what_no_parser_takes_is_skipped_by_itself() {
+        let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
+        let digits = "9".repeat(400);
+        let event = |id: &str, content: &str| {
+            format!(
+                r#"{{"event_id": "{id}", "room_id": "!r:x", "sender": "@a:x", "type": "t", "content": {content}}}"#
+            )
+        };
+        let message = |content: &str| {
+            format!(
+                r#"{{"type": "t", "sender": "@a:x", "content": {content}, "to_user_id": "@b:x", "to_device_id": "D"}}"#
+            )
+        };
+        let body = format!(
+            r#"{{"events": [{}, {}, {}, {}, {}], "to_device": [{}, {}, {}],
+                "ephemeral": {deep}, "device_lists": {{"changed": ["@a:x", {deep}], "x": {digits}}},
+                "device_one_time_keys_count": {{"@b:x": {{"D": {digits}}}, "@c:x": {{"D": {{}}}}}}}}"#,
+            event("$deep", &format!(r#"{{"a": {deep}}}"#)),
+            event("$digits", &format!(r#"{{"a": {digits}}}"#)),
+            event("$half", r#"{"a": "\ud800"}"#),
+            event(&"x".repeat(3000), "{}"),
+            event("$good", r#"{"a": "\u0000"}"#),
+            message(&format!(r#"{{"a": {deep}}}"#)),
+            message(&format!(r#"{{"session_id": "{}"}}"#, "x".repeat(3000))),
+            message(r#"{"a": 1}"#),
+        );
+        let transaction = Transaction::read(body.as_bytes()).expect("an object");
+        let ids: Vec<_> = transaction.events.iter().map(|e| e.event_id.as_str()).collect();
+        assert_eq!(ids, ["$good"]);
+        assert_eq!(transaction.events[0].content_str("a"), Some("\u{fffd}"));
+        assert_eq!(transaction.to_device.len(), 1);
+        assert_eq!(transaction.changed_users, ["@a:x"]);
+        assert_eq!(transaction.key_counts.len(), 1);
+        assert_eq!(transaction.skipped, 7);
     }
 }

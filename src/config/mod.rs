@@ -153,7 +153,7 @@ pub struct Limits {
     pub transaction_body_bytes: usize,
     /// The largest other request.
     pub request_body_bytes: usize,
-    /// How often one address may try a code in a minute.
+    /// How often in a minute one address may try a code or a token, and one code be tried.
     pub signup_attempts_per_minute: u32,
 }
 

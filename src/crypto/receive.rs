@@ -17,7 +17,7 @@ use ruma::{
 use serde_json::Value;
 
 use super::{BotMachine, CryptoError, DECRYPTION, VerificationMessage};
-use crate::store::inbox::KeyCounts;
+use crate::{model::foreign, store::inbox::KeyCounts};
 
 /// Everything that came for a bot, in one piece.
 #[derive(Debug, Default)]
@@ -80,7 +80,8 @@ impl BotMachine {
                 ProcessedToDeviceEvent::Invalid(_) => {}
                 ProcessedToDeviceEvent::PlainText(raw)
                 | ProcessedToDeviceEvent::Decrypted { raw, .. } => {
-                    let event: Value = serde_json::from_str(raw.json().get())?;
+                    let json = foreign::without_nul(raw.json().get().as_bytes());
+                    let event: Value = serde_json::from_slice(&json)?;
                     received.verification.extend(VerificationMessage::from_to_device(&event));
                 }
             }

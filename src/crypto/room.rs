@@ -1,5 +1,6 @@
 //! Room messages: decrypting one, giving a room key to everybody who needs it, encrypting one.
 
+use matrix_sdk_common::deserialized_responses::{VerificationLevel, VerificationState};
 use matrix_sdk_crypto::{
     CollectStrategy, EncryptionSettings, MegolmError, types::requests::ToDeviceRequest,
 };
@@ -13,6 +14,7 @@ use serde_json::Value;
 use std::{sync::Arc, time::SystemTime};
 
 use super::{BotMachine, CryptoError, DECRYPTION};
+use crate::model::foreign;
 
 /// Why an event cannot be decrypted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +103,13 @@ impl BotMachine {
     ) -> Result<Result<Value, Undecryptable>, CryptoError> {
         let raw = Raw::from_json(serde_json::value::to_raw_value(event)?);
         match self.machine.decrypt_room_event(&raw, room, &DECRYPTION).await {
-            Ok(decrypted) => Ok(Ok(serde_json::from_str(decrypted.event.json().get())?)),
+            Ok(decrypted) if is_forged(&decrypted.encryption_info.verification_state) => {
+                Ok(Err(Undecryptable::Never("sender_mismatch")))
+            }
+            Ok(decrypted) => {
+                let json = foreign::without_nul(decrypted.event.json().get().as_bytes());
+                Ok(Ok(serde_json::from_slice(&json)?))
+            }
             Err(MegolmError::Store(error)) => Err(error.into()),
             Err(error) => Ok(Err(undecryptable(&error))),
         }
@@ -178,6 +186,12 @@ impl BotMachine {
         self.machine.discard_room_key(room).await?;
         Ok(())
     }
+}
+
+/// Whether the key is known to be of somebody else than the event says: whoever controls the event,
+/// as a homeserver does, could put anybody's name to the words of anybody.
+const fn is_forged(state: &VerificationState) -> bool {
+    matches!(state, VerificationState::Unverified(VerificationLevel::MismatchedSender))
 }
 
 fn undecryptable(error: &MegolmError) -> Undecryptable {

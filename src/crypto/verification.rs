@@ -23,6 +23,7 @@ use ruma::{
 use serde_json::{Value, json};
 
 use super::{BotMachine, CryptoError};
+use crate::model::foreign;
 
 /// A verification message that came, with what tells which flow it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +56,7 @@ impl VerificationMessage {
         let content = event.get("content")?;
         Some(Self {
             sender: event.get("sender")?.as_str()?.try_into().ok()?,
-            flow_id: content.get("transaction_id")?.as_str()?.to_owned(),
+            flow_id: text(content, "transaction_id").filter(|id| foreign::is_id(id))?,
             kind: kind.to_owned(),
             room: None,
             to: None,
@@ -84,7 +85,8 @@ impl VerificationMessage {
         if !event_type.starts_with(PREFIX) {
             return None;
         }
-        let flow_id = content.get("m.relates_to")?.get("event_id")?.as_str()?.to_owned();
+        let flow_id = content.get("m.relates_to")?.get("event_id")?.as_str()?;
+        let flow_id = foreign::is_id(flow_id).then(|| flow_id.to_owned())?;
         Some(Self { sender, flow_id, kind: event_type.to_owned(), room, to: None, from_device })
     }
 
@@ -334,11 +336,31 @@ fn with_code(
     Ok(message)
 }
 
+/// Codes of the specification.
+const CODES: [&str; 11] = [
+    "m.user",
+    "m.timeout",
+    "m.unknown_transaction",
+    "m.unknown_method",
+    "m.unexpected_message",
+    "m.key_mismatch",
+    "m.user_mismatch",
+    "m.invalid_message",
+    "m.accepted",
+    "m.mismatched_commitment",
+    "m.mismatched_sas",
+];
+
+/// The words of somebody else may be a message, and a cancelled verification is told in the clear:
+/// theirs becomes a code of the specification, and our sentence for it.
 fn cancelled(info: &CancelInfo) -> FlowState {
-    FlowState::Cancelled {
-        code: info.cancel_code().as_str().to_owned(),
-        reason: info.reason().to_owned(),
-    }
+    let code = foreign::known_word(info.cancel_code().as_str(), &CODES);
+    let reason = if info.cancelled_by_us() {
+        info.reason().to_owned()
+    } else {
+        reason(&CancelCode::from(code))
+    };
+    FlowState::Cancelled { code: code.to_owned(), reason }
 }
 
 #[cfg(test)]

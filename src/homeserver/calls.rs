@@ -4,7 +4,7 @@
 use reqwest::Method;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, RoomOrAliasId, TransactionId, UserId};
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use super::{Actor, As, Homeserver, HomeserverError};
 
@@ -242,14 +242,18 @@ impl Homeserver {
         struct Content {
             membership: String,
         }
+        #[derive(Deserialize)]
+        struct Answer {
+            chunk: Vec<Box<RawValue>>,
+        }
         let path = v3!["rooms", room.as_str(), "members"];
         let query = [("not_membership", "leave")];
-        let answer = self.json(Method::GET, path, &query, bot.into(), NO_BODY).await?;
-        let events: Vec<Value> = field(answer, "chunk")?;
+        let answer: Answer = self.typed(Method::GET, path, &query, bot.into(), NO_BODY).await?;
         // A member event that does not parse is of no user that could hold a device.
-        Ok(events
-            .into_iter()
-            .filter_map(|event| serde_json::from_value::<Event>(event).ok())
+        Ok(answer
+            .chunk
+            .iter()
+            .filter_map(|event| serde_json::from_str::<Event>(event.get()).ok())
             .filter(|event| matches!(event.content.membership.as_str(), "join" | "invite"))
             .map(|event| Member { user_id: event.state_key, membership: event.content.membership })
             .collect())
@@ -269,8 +273,13 @@ impl Homeserver {
         let path = v3!["rooms", room.as_str(), "messages"];
         let limit = limit.to_string();
         let query = [("dir", "b"), ("limit", limit.as_str())];
-        let answer = self.json(Method::GET, path, &query, bot.into(), NO_BODY).await?;
-        field(answer, "chunk")
+        #[derive(Deserialize)]
+        struct Answer {
+            chunk: Vec<Box<RawValue>>,
+        }
+        let answer: Answer = self.typed(Method::GET, path, &query, bot.into(), NO_BODY).await?;
+        // One that no parser takes is nobody's loss.
+        Ok(answer.chunk.iter().filter_map(|event| serde_json::from_str(event.get()).ok()).collect())
     }
 
     /// Sends an event into a room. The transaction id must carry the bot's id: Synapse scopes it to

@@ -46,8 +46,14 @@ struct Body {
 }
 
 impl HomeserverError {
-    /// The error that a non-success answer means.
-    pub(super) fn refused(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> Self {
+    /// The error that a non-success answer means. Its text goes into logs and rows: it is short, one
+    /// line, and without `secret`, which some proxies repeat from our request.
+    pub(super) fn refused(
+        status: StatusCode,
+        retry_after: Option<Duration>,
+        body: &[u8],
+        secret: &str,
+    ) -> Self {
         let body: Option<Body> = serde_json::from_slice(body).ok();
         let (errcode, error, millis) = body.map_or((None, None, None), |b| {
             (b.errcode, b.error, b.retry_after_ms.filter(|ms| ms.is_finite() && *ms >= 0.0))
@@ -55,10 +61,12 @@ impl HomeserverError {
         Self::Refused {
             status: status.as_u16(),
             is_matrix: errcode.is_some(),
-            errcode: errcode.unwrap_or_else(|| "M_UNKNOWN".to_owned()),
+            errcode: errcode
+                .filter(|errcode| is_errcode(errcode))
+                .unwrap_or_else(|| "M_UNKNOWN".to_owned()),
             error: error.map_or_else(
                 || "no Matrix error in the body".to_owned(),
-                |error| error.chars().take(300).collect(),
+                |error| one_line(&error.replace(secret, "(our token)")),
             ),
             retry_after: millis
                 .map(|ms| Duration::from_secs_f64((ms / 1000.0).min(MAX_RETRY_AFTER.as_secs_f64())))
@@ -114,6 +122,14 @@ impl HomeserverError {
     }
 }
 
+fn is_errcode(text: &str) -> bool {
+    text.len() <= 100 && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.".contains(c))
+}
+
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
+}
+
 /// `Retry-After` in seconds; the date form is not used by any homeserver.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
@@ -127,7 +143,8 @@ mod tests {
     #[test]
     fn outages_and_limits_are_temporary_and_refusals_are_not() {
         let refused = |status: u16, body: &[u8]| {
-            HomeserverError::refused(StatusCode::from_u16(status).expect("status"), None, body)
+            let status = StatusCode::from_u16(status).expect("status");
+            HomeserverError::refused(status, None, body, "token")
         };
         let matrix = br#"{"errcode":"M_FORBIDDEN"}"#;
         for status in [408, 429, 500, 502, 503, 504] {
@@ -143,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_body_that_is_not_json_still_makes_an_error() {
-        let error = HomeserverError::refused(StatusCode::BAD_GATEWAY, None, b"<html>");
+        let error = HomeserverError::refused(StatusCode::BAD_GATEWAY, None, b"<html>", "token");
         assert_eq!(error.errcode(), Some("M_UNKNOWN"));
         assert!(error.is_away());
         let error = HomeserverError::refused(StatusCode::BAD_GATEWAY, None, b"{\"errcode\":\"X\"}");
@@ -153,11 +170,19 @@ mod tests {
     #[test]
     fn the_wait_it_asks_for_is_read_and_bounded() {
         let body = br#"{"errcode":"M_LIMIT_EXCEEDED","error":"slow","retry_after_ms":1500}"#;
-        let error = HomeserverError::refused(StatusCode::TOO_MANY_REQUESTS, None, body);
+        let error = HomeserverError::refused(StatusCode::TOO_MANY_REQUESTS, None, body, "token");
         assert_eq!(error.retry_after(), Some(Duration::from_millis(1500)));
 
         let body = br#"{"errcode":"M_LIMIT_EXCEEDED","error":"slow","retry_after_ms":1e18}"#;
-        let error = HomeserverError::refused(StatusCode::TOO_MANY_REQUESTS, None, body);
+        let error = HomeserverError::refused(StatusCode::TOO_MANY_REQUESTS, None, body, "token");
         assert_eq!(error.retry_after(), Some(MAX_RETRY_AFTER));
+    }
+
+    #[test]
+    fn what_it_says_is_short_and_repeats_no_token() {
+        let body = br#"{"errcode":"A B","error":"you sent\nBearer s3cret"}"#;
+        let error = HomeserverError::refused(StatusCode::FORBIDDEN, None, body, "s3cret");
+        let text = error.to_string();
+        assert!(text.ends_with("403 M_UNKNOWN: you sent Bearer (our token)"), "{text}");
     }
 }

@@ -28,10 +28,12 @@ use ruma::{
     },
 };
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 use tokio::sync::Notify;
 use url::Url;
+
+use crate::model::foreign;
 
 pub use self::{
     calls::{DirectRoom, Member},
@@ -156,6 +158,19 @@ impl Homeserver {
         as_: As<'_>,
         body: Option<&impl Serialize>,
     ) -> Result<Value, HomeserverError> {
+        self.typed(method, path, query, as_, body).await
+    }
+
+    /// [`Homeserver::json`] for an answer of which only a part is read: in what else is in it, anybody
+    /// may have put numbers and depths that would not parse.
+    async fn typed<T: DeserializeOwned>(
+        &self,
+        method: reqwest::Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        as_: As<'_>,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, HomeserverError> {
         let mut url = self.base_url.clone();
         url.path_segments_mut()
             .map_err(|()| HomeserverError::Request("homeserver.url has no path".to_owned()))?
@@ -212,8 +227,12 @@ impl Homeserver {
             }
             body.extend_from_slice(&chunk);
         }
+        if let Cow::Owned(clean) = foreign::without_nul(&body) {
+            body = clean;
+        }
         if !status.is_success() {
-            return Err(HomeserverError::refused(status, retry_after, &body));
+            let secret = self.as_token.expose_secret();
+            return Err(HomeserverError::refused(status, retry_after, &body, secret));
         }
         // Every answer is a JSON object. Some are read no further: a page of a proxy must not pass for
         // one of those, or a room key would count as sent.

@@ -7,7 +7,8 @@
 //! what that answer held.
 
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
 
 use super::{Actor, Homeserver, HomeserverError};
 
@@ -19,8 +20,29 @@ const LIMIT: u32 = 100;
 pub struct ToDevicePage {
     /// The messages, oldest first, as JSON events.
     pub events: Vec<Value>,
+    /// How many there were, with those that make no sense.
+    pub count: usize,
     /// To be given as `since`: deletes these messages and asks for the following ones.
     pub next_batch: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Answer {
+    extensions: Extensions,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Extensions {
+    to_device: Page,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Page {
+    events: Vec<Box<RawValue>>,
+    next_batch: Option<String>,
 }
 
 impl Homeserver {
@@ -40,8 +62,8 @@ impl Homeserver {
             extension["since"] = since.into();
         }
         let body = json!({ "conn_id": "greenshield", "extensions": { "to_device": extension } });
-        let mut answer = self
-            .json(
+        let answer: Answer = self
+            .typed(
                 Method::POST,
                 &["_matrix", "client", "unstable", "org.matrix.simplified_msc3575", "sync"],
                 &[("timeout", "0")],
@@ -49,14 +71,10 @@ impl Homeserver {
                 Some(&body),
             )
             .await?;
-        let Some(page) = answer.pointer_mut("/extensions/to_device") else {
-            return Ok(ToDevicePage::default());
-        };
-        let next_batch = page.get("next_batch").and_then(Value::as_str).map(ToOwned::to_owned);
-        let events = match page.get_mut("events").map(Value::take) {
-            Some(Value::Array(events)) => events,
-            _ => Vec::new(),
-        };
-        Ok(ToDevicePage { events, next_batch })
+        let page = answer.extensions.to_device;
+        // A message of a stranger that no parser takes must not keep the others back.
+        let events = page.events.iter().filter_map(|raw| serde_json::from_str(raw.get()).ok());
+        let events: Vec<Value> = events.collect();
+        Ok(ToDevicePage { count: page.events.len(), events, next_batch: page.next_batch })
     }
 }

@@ -5,6 +5,7 @@
 
 mod fingerprint;
 mod heard;
+pub mod foreign;
 mod ids;
 mod states;
 

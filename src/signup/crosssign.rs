@@ -11,7 +11,7 @@ use super::{
 use crate::{
     model::{self, BotId},
     store::{StoreError, bots, queue, signups},
-    web::{ApiError, Bearer, MatrixBytes, MatrixJson},
+    web::{ApiError, Bearer, ClientAddr, MatrixBytes, MatrixJson},
 };
 
 /// Tells a bot's cross-signing identity, and that its device is signed by it; finishes that if it is
@@ -26,15 +26,18 @@ use crate::{
         (status = 200, description = "The identity.", body = CrosssignAnswer),
         (status = 400, description = "M_NOT_JSON, M_BAD_JSON", body = ErrorBody),
         (status = 401, description = "M_MISSING_TOKEN, M_UNKNOWN_TOKEN", body = ErrorBody),
+        (status = 429, description = "M_LIMIT_EXCEEDED", body = ErrorBody),
         (status = 502, description = "GREENSHIELD_HOMESERVER_UNREACHABLE, or the homeserver's own",
          body = ErrorBody),
     ),
 )]
 pub(super) async fn crosssign(
     State(signup): State<Signup>,
+    client: ClientAddr,
     bearer: Option<Bearer>,
     MatrixBytes(body): MatrixBytes,
 ) -> Result<Json<CrosssignAnswer>, ApiError> {
+    signup.settings.attempts.token(client)?;
     // With the header, the body may be left out.
     let request = match bearer {
         Some(_) if body.is_empty() => CrosssignRequest::default(),

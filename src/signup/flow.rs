@@ -38,7 +38,7 @@ impl Signup {
         if !self.settings.enabled {
             return Err(errors::disabled());
         }
-        self.settings.attempts.count(client)?;
+        self.settings.attempts.sign_up(client)?;
         let wish = Wish::new(request, &self.settings.localpart_prefix, &self.settings.server_name)?;
         let code = secret::digest(request.code.trim());
         let key = key.map(secret::digest);
@@ -64,6 +64,7 @@ impl Signup {
         let device_id = secret::random_string(Alphabet::Upper, 10).map_err(ApiError::internal)?;
         let mut tx = self.store.pool().begin().await.map_err(StoreError::from)?;
         let code = rules::known(codes::hold(&mut tx, code).await?)?;
+        self.settings.attempts.code(code.id)?;
         let bot = match signups::by_user(&mut tx, &wish.user_id).await? {
             Some(signup) if rules::is_repetition(&signup, &code, key) => {
                 signups::resume(&mut tx, signup.id).await?;

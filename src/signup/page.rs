@@ -3,10 +3,7 @@
 use std::sync::LazyLock;
 
 use axum::{
-    extract::{
-        Form, Query, State,
-        rejection::{FormRejection, QueryRejection},
-    },
+    extract::{Query, State, rejection::QueryRejection},
     response::{Html, IntoResponse, Response},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -20,7 +17,7 @@ use super::{Signup, errors, rules, wire::SignupRequest};
 use crate::{
     model,
     secret::{self, Alphabet},
-    web::{ApiError, ClientAddr},
+    web::{ApiError, ClientAddr, MatrixForm},
 };
 
 const STYLE: &str = include_str!("page.css");
@@ -111,17 +108,11 @@ pub(super) async fn form(
 pub(super) async fn submit(
     State(signup): State<Signup>,
     client: ClientAddr,
-    form: Result<Form<SignupForm>, FormRejection>,
+    form: Result<MatrixForm<SignupForm>, ApiError>,
 ) -> Result<Response, ApiError> {
     let form = match form {
-        Ok(Form(form)) => form,
-        Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-            return signup.render_form(SignupForm::default(), Some(&ApiError::too_large(None)));
-        }
-        Err(_) => {
-            let error = ApiError::invalid_param("The form did not arrive whole: send it again");
-            return signup.render_form(SignupForm::default(), Some(&error));
-        }
+        Ok(MatrixForm(form)) => form,
+        Err(error) => return signup.render_form(SignupForm::default(), Some(&error)),
     };
     match signup.take(client, &form).await {
         Ok(done) => Ok(done),
@@ -161,6 +152,7 @@ impl Signup {
                 secret::random_string(Alphabet::Alphanumeric, 32).map_err(ApiError::internal)?;
         }
         let status = error.map_or(StatusCode::OK, ApiError::status);
+        let again = error.and_then(ApiError::again_after);
         let context = context! {
             form,
             error => error.map(ApiError::text),
@@ -169,7 +161,11 @@ impl Signup {
             server_name => self.settings.server_name.as_str(),
             style => STYLE,
         };
-        render(status, "form.html", &context)
+        let mut page = render(status, "form.html", &context)?;
+        if let Some(seconds) = again {
+            page.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        Ok(page)
     }
 }
 

@@ -58,6 +58,9 @@ impl Wish {
             Some(intro) if intro.chars().count() > INTRO_MAX => {
                 return Err(too_long("intro", INTRO_MAX));
             }
+            Some(intro) if intro.contains('\0') => {
+                return Err(ApiError::invalid_param("`intro` has a NUL character: leave it out"));
+            }
             Some(intro) => intro.to_owned(),
             None => default_intro(&display_name),
         };

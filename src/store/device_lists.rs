@@ -100,6 +100,26 @@ pub async fn expire(
     Ok(expired.rows_affected())
 }
 
+/// Forgets at most `limit` users whom no bot tracks any more. Returns how many.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn forget_untracked(conn: &mut PgConnection, limit: i64) -> Result<u64, StoreError> {
+    let forgotten = sqlx::query!(
+        "-- device_lists.forget_untracked
+        DELETE FROM device_lists WHERE user_id = ANY (ARRAY(
+            SELECT user_id FROM device_lists d
+            WHERE NOT EXISTS (SELECT FROM crypto_tracked_users t WHERE t.user_id = d.user_id)
+            LIMIT $1
+        ))",
+        limit,
+    )
+    .execute(conn)
+    .await?;
+    Ok(forgotten.rows_affected())
+}
+
 /// The users among those that `bot` tracks whose devices changed after `epoch`.
 ///
 /// # Errors

@@ -11,7 +11,23 @@ use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
 
 use super::StoreError;
-use crate::model::BotId;
+use crate::model::{BotId, foreign};
+
+/// Fields of a to-device message's content that rows are found by.
+const IDS: [&str; 4] = ["transaction_id", "session_id", "room_id", "request_id"];
+
+/// Whether this is a to-device message, as far as we can know: it says from whom it is and what, and
+/// what rows are found by can be an id.
+#[must_use]
+pub fn is_sound(event: &Value) -> bool {
+    let id = |value: &Value| value.as_str().is_some_and(foreign::is_id);
+    let Some(content) = event.get("content").and_then(Value::as_object) else { return false };
+    ["sender", "type"].iter().all(|key| event.get(key).is_some_and(id))
+        && IDS
+            .iter()
+            .filter_map(|key| content.get(*key))
+            .all(|value| !value.is_string() || id(value))
+}
 
 /// What makes two deliveries the same message: sender, type and content.
 #[must_use]

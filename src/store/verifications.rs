@@ -1,6 +1,8 @@
 //! `verifications`: the story of every verification. The flow itself lives in the machine's memory;
 //! these rows outlive a restart, so that what was left hanging can be cancelled.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use ruma::{OwnedRoomId, OwnedUserId};
 use serde_json::Value;
@@ -45,6 +47,96 @@ pub struct Progress {
     pub cancel_code: Option<String>,
     /// The same in a sentence.
     pub cancel_reason: Option<String>,
+}
+
+/// The most verifications that a bot has under way: each lasts ten minutes at most, and lies in memory.
+const MOST_OPEN: i64 = 32;
+/// The most that one human begins at once: each ends the one before it.
+const MOST_BEGUN: i64 = 2;
+/// The most messages of verifications that are taken of one human at once, the newest: one has six.
+const MOST_AT_ONCE: i64 = 16;
+
+/// Leaves out to-device messages of verifications that a bot does not heed: of strangers, with whom it
+/// shares no room, and of more than it can have to do with at a time. Whoever is left out can ask again.
+///
+/// Where a bot's rooms are not all known yet, nobody counts as a stranger.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn heeded(
+    conn: &mut PgConnection,
+    messages: Vec<(BotId, Value)>,
+) -> Result<Vec<(BotId, Value)>, StoreError> {
+    let mut asked = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (position, (bot, event)) in messages.iter().enumerate() {
+        let text = |key: &str| event.get(key).and_then(Value::as_str).unwrap_or_default();
+        if let Some(kind) = text("type").strip_prefix("m.key.verification.") {
+            asked.0.push(i64::try_from(position).unwrap_or(i64::MAX));
+            asked.1.push(bot.0);
+            asked.2.push(text("sender").to_owned());
+            asked.3.push(matches!(kind, "request" | "start"));
+        }
+    }
+    if asked.0.is_empty() {
+        return Ok(messages);
+    }
+    let heeded = sqlx::query_scalar!(
+        r#"-- verifications.heeded
+        WITH known AS (
+            SELECT position, asked.bot_id, sender, begins
+            FROM UNNEST($1::BIGINT[], $2::BIGINT[], $3::TEXT[], $4::BOOLEAN[])
+                AS asked (position, bot_id, sender, begins)
+            JOIN bots b USING (bot_id)
+            WHERE EXISTS (
+                SELECT FROM room_members mine
+                JOIN rooms r USING (room_id)
+                LEFT JOIN room_members theirs
+                    ON theirs.room_id = mine.room_id AND theirs.user_id = asked.sender
+                        AND theirs.membership IN ('join', 'invite')
+                WHERE mine.user_id = b.user_id AND mine.membership = 'join'
+                    AND (theirs.user_id IS NOT NULL OR NOT r.members_complete)
+            )
+        ), counted AS (
+            SELECT position, bot_id, sender, begins,
+                ROW_NUMBER() OVER newest AS number,
+                COUNT(*) FILTER (WHERE begins) OVER newest AS begun
+            FROM known
+            WINDOW newest AS (PARTITION BY bot_id, sender ORDER BY position DESC)
+        )
+        SELECT position AS "position!"
+        FROM counted
+        WHERE number <= $5
+            AND (
+                NOT begins
+                OR begun <= $6 AND (
+                    SELECT COUNT(*) FROM verifications v
+                    WHERE v.bot_id = counted.bot_id AND v.finished_at IS NULL
+                        AND v.other_user_id <> counted.sender
+                ) < $7
+            )"#,
+        &asked.0,
+        &asked.1,
+        &asked.2,
+        &asked.3,
+        MOST_AT_ONCE,
+        MOST_BEGUN,
+        MOST_OPEN,
+    )
+    .fetch_all(conn)
+    .await?;
+    let dropped = asked.0.len() - heeded.len();
+    if dropped > 0 {
+        tracing::info!(
+            dropped,
+            "messages of verifications are not heeded: of strangers, or too many"
+        );
+        metrics::counter!("greenshield_verification_messages_dropped_total")
+            .increment(dropped as u64);
+    }
+    let gone: HashSet<i64> = asked.0.into_iter().filter(|at| !heeded.contains(at)).collect();
+    let kept = messages.into_iter().zip(0_i64..).filter(|(_, at)| !gone.contains(at));
+    Ok(kept.map(|(message, _)| message).collect())
 }
 
 /// Notes a verification the first time it is heard of.

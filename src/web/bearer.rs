@@ -7,12 +7,15 @@ use secrecy::SecretString;
 use super::ApiError;
 
 /// The token of `Authorization: Bearer <token>`; its absence is `M_MISSING_TOKEN`. Tokens are never
-/// taken from the query string, where every proxy logs them.
+/// taken from the query string, where every proxy logs them, and two headers are none: what stands
+/// before us may have looked at the other one.
 #[derive(Clone, Debug)]
 pub struct Bearer(pub SecretString);
 
 fn of(parts: &Parts) -> Option<Bearer> {
-    let value = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let mut values = parts.headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let value = value.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty())
@@ -45,6 +48,15 @@ mod tests {
         let request = http::Request::builder().header(header::AUTHORIZATION, value).body(());
         let (parts, ()) = request.expect("a request").into_parts();
         of(&parts).map(|bearer| bearer.0.expose_secret().to_owned())
+    }
+
+    #[test]
+    fn two_headers_are_none() {
+        let request = http::Request::builder()
+            .header(header::AUTHORIZATION, "Bearer a")
+            .header(header::AUTHORIZATION, "Bearer b");
+        let (parts, ()) = request.body(()).expect("a request").into_parts();
+        assert!(of(&parts).is_none());
     }
 
     #[test]

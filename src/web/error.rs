@@ -186,6 +186,12 @@ impl ApiError {
         &self.error
     }
 
+    /// The value of `Retry-After`, if it says when to come again.
+    #[must_use]
+    pub fn again_after(&self) -> Option<HeaderValue> {
+        self.retry_after.map(|after| HeaderValue::from(after.as_secs().max(1)))
+    }
+
     fn log(&self) {
         let text = chain(self);
         if self.status.is_server_error() {
@@ -217,12 +223,12 @@ impl From<StoreError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         self.log();
+        let again = self.again_after();
         let mut body = self.extra;
         body.insert("errcode".to_owned(), self.errcode.into());
         body.insert("error".to_owned(), self.error.into());
         let mut response = (self.status, Json(body)).into_response();
-        if let Some(after) = self.retry_after {
-            let seconds = HeaderValue::from(after.as_secs().max(1));
+        if let Some(seconds) = again {
             response.headers_mut().insert(header::RETRY_AFTER, seconds);
         }
         response

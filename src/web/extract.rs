@@ -1,13 +1,21 @@
 //! Bodies, with rejections in Matrix's shape.
 
+use std::time::Duration;
+
 use axum::{
     body::Bytes,
-    extract::{FromRequest, Request, rejection::BytesRejection},
+    extract::{
+        Form, FromRequest, FromRequestParts, Path, Request,
+        rejection::{BytesRejection, FormRejection},
+    },
 };
-use http::StatusCode;
+use http::{StatusCode, request::Parts};
 use serde::de::DeserializeOwned;
 
 use super::ApiError;
+
+/// How long a body may take to arrive: a client that trickles keeps a connection no longer.
+const ARRIVAL: Duration = Duration::from_secs(30);
 
 /// The body's bytes; more than the listener's limit is `M_TOO_LARGE`.
 #[derive(Clone, Debug)]
@@ -20,15 +28,56 @@ pub struct MatrixBytes(pub Bytes);
 #[derive(Clone, Debug)]
 pub struct MatrixJson<T>(pub T);
 
+/// A parameter in the path.
+#[derive(Clone, Debug)]
+pub struct MatrixPath(pub String);
+
+/// The body as a form.
+#[derive(Clone, Debug)]
+pub struct MatrixForm<T>(pub T);
+
 impl<S: Send + Sync> FromRequest<S> for MatrixBytes {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        match Bytes::from_request(request, state).await {
+        let arrived = tokio::time::timeout(ARRIVAL, Bytes::from_request(request, state)).await;
+        match arrived.map_err(|_| too_slow())? {
             Ok(bytes) => Ok(Self(bytes)),
             Err(rejection) => Err(unread(&rejection)),
         }
     }
+}
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for MatrixForm<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let arrived = tokio::time::timeout(ARRIVAL, Form::from_request(request, state)).await;
+        match arrived.map_err(|_| too_slow())? {
+            Ok(Form(form)) => Ok(Self(form)),
+            Err(FormRejection::BytesRejection(rejection)) => Err(unread(&rejection)),
+            // What it says may repeat what was sent.
+            Err(_) => Err(ApiError::invalid_param("The form did not arrive whole: send it again")),
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for MatrixPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(parameter)) => Ok(Self(parameter)),
+            Err(_) => Err(ApiError::invalid_param(
+                "A part of the path is no text: encode it as UTF-8, and that with %-escapes",
+            )),
+        }
+    }
+}
+
+fn too_slow() -> ApiError {
+    let error = format!("The body took longer than {} seconds: send it again", ARRIVAL.as_secs());
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", error)
 }
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for MatrixJson<T> {
@@ -83,10 +132,16 @@ fn unfit(path: &str, error: &serde_json::Error) -> ApiError {
             path => format!("{path}.{field}"),
         });
     }
+    let text = wanted(&text);
     match path {
         "." => ApiError::bad_json(format!("The body does not fit: {text}")),
         path => ApiError::bad_json(format!("`{path}` does not fit: {text}")),
     }
+}
+
+/// What was wanted. Before that stands what was sent, which may be a code or a token.
+fn wanted(text: &str) -> &str {
+    text.rfind("expected ").map_or("see /openapi.json", |at| &text[at..])
 }
 
 #[cfg(test)]
@@ -126,10 +181,13 @@ mod tests {
             ("{}", "M_MISSING_PARAM", "`inner`"),
             (r#"{"inner": {}}"#, "M_MISSING_PARAM", "`inner.count`"),
             (r#"{"inner": {"count": "a"}}"#, "M_BAD_JSON", "`inner.count`"),
+            (r#"{"inner": {"count": 999}}"#, "M_BAD_JSON", "expected u8"),
             ("[]", "M_BAD_JSON", "body"),
+            (r#""a""#, "M_BAD_JSON", "expected struct Outer"),
         ] {
             let (code, text) = rejected(body);
             assert!(code == errcode && text.contains(named), "{body}: {code} {text}");
+            assert!(!text.contains("\"a\"") && !text.contains("999"), "it repeats: {text}");
         }
     }
 }

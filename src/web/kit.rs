@@ -26,12 +26,16 @@ pub struct Bounds {
     pub body_bytes: usize,
     /// The longest that a request may take; longer than anything that a handler waits for.
     pub timeout: Duration,
+    /// The most connections at a time.
+    pub connections: usize,
+    /// The longest that a client may take for a request's head, or say nothing between two requests.
+    pub idle: Duration,
 }
 
 /// `router` with bounds, a log line and metrics per request, and Matrix-shaped answers to everything.
 /// To be called last: it does not cover routes that are added afterwards.
 pub fn finish(router: Router, bounds: Bounds) -> Router {
-    let Bounds { listener, body_bytes, timeout } = bounds;
+    let Bounds { listener, body_bytes, timeout, .. } = bounds;
     router
         .fallback(async || ApiError::unrecognized())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
@@ -127,8 +131,13 @@ mod tests {
             .route("/json", post(async |MatrixJson::<Value>(json)| json.to_string()))
             .route("/slow", get(async || tokio::time::sleep(Duration::from_secs(60)).await))
             .route("/panic", get(panicking));
-        let bounds =
-            Bounds { listener: "test", body_bytes: 100, timeout: Duration::from_millis(50) };
+        let bounds = Bounds {
+            listener: "test",
+            body_bytes: 100,
+            timeout: Duration::from_millis(50),
+            connections: 1,
+            idle: Duration::from_secs(1),
+        };
         finish(router, bounds)
     }
 

@@ -3,8 +3,8 @@
 //! An edge makes a plain [`axum::Router`]; [`kit::finish`] puts around it what all listeners share:
 //! bounds on size and time, a log line and metrics per request, Matrix-shaped answers to whatever no
 //! route takes, and a caught panic. [`serve()`] runs it until it is told to stop. Handlers answer
-//! `Result<_, ApiError>`, and take JSON as [`MatrixJson`] and bytes as [`MatrixBytes`], whose
-//! rejections have Matrix's shape too.
+//! `Result<_, ApiError>`, and take JSON as [`MatrixJson`], forms as [`MatrixForm`] and bytes as
+//! [`MatrixBytes`], whose rejections have Matrix's shape too.
 
 mod bearer;
 mod client_addr;
@@ -18,6 +18,6 @@ pub use self::{
     bearer::Bearer,
     client_addr::ClientAddr,
     error::ApiError,
-    extract::{MatrixBytes, MatrixJson},
+    extract::{MatrixBytes, MatrixForm, MatrixJson, MatrixPath},
     serve::serve,
 };

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::{StepError, backoff, bot_worker::Step, outgoing, send};
 use crate::{
     config::InvitePolicy,
-    model::EventSeq,
+    model::{EventSeq, foreign},
     store::{
         StoreError, events,
         events::{NewEvent, StoredEvent},
@@ -129,6 +129,7 @@ async fn read_back(
                 session_id: json
                     .pointer("/content/session_id")
                     .and_then(Value::as_str)
+                    .filter(|id| foreign::is_id(id))
                     .map(ToOwned::to_owned),
                 origin_server_ts: json.get("origin_server_ts").and_then(Value::as_i64)?,
                 json,

@@ -18,7 +18,7 @@ use crate::{
     store::{
         StoreError, bots,
         inbox::{self, Entry, NewEntry, Work},
-        queue, to_device,
+        queue, to_device, verifications,
     },
     telemetry::chain,
 };
@@ -132,7 +132,7 @@ async fn fetch(step: &mut Step<'_>) -> Result<(), StepError> {
                 }
                 Err(error) => return Err(error.into()),
             };
-        let count = page.events.len();
+        let count = page.count;
         found += take_in(step, page.events).await?;
         // Going on with `next_batch` deletes this page, so an empty one is the end.
         match page.next_batch {
@@ -156,14 +156,17 @@ async fn take_in(step: &mut Step<'_>, events: Vec<serde_json::Value>) -> Result<
     let from_somebody = |event: &serde_json::Value| {
         let sender = event.get("sender").and_then(serde_json::Value::as_str);
         sender.is_some_and(|sender| OwnedUserId::try_from(sender).is_ok())
+            && to_device::is_sound(event)
     };
-    let events: Vec<_> = events.into_iter().filter(from_somebody).collect();
-    let digests: Vec<_> = events.iter().map(|event| (bot, to_device::digest(event))).collect();
+    let events = events.into_iter().filter(from_somebody).map(|event| (bot, event)).collect();
     let mut tx = step.begin().await?;
+    let events = verifications::heeded(&mut tx, events).await?;
+    let digests: Vec<_> =
+        events.iter().map(|(bot, event)| (*bot, to_device::digest(event))).collect();
     let fresh = to_device::record(&mut tx, &digests, now).await?;
     let entries: Vec<_> = fresh
         .iter()
-        .map(|index| NewEntry { bot, work: Work::ToDevice(events[*index].clone()), due_at: now })
+        .map(|index| NewEntry { bot, work: Work::ToDevice(events[*index].1.clone()), due_at: now })
         .collect();
     inbox::add(&mut tx, step.context.store.sealer(), &entries, now).await?;
     tx.commit().await.map_err(StoreError::from)?;

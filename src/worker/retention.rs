@@ -9,6 +9,8 @@ use crate::store::{Fence, StoreError, retention};
 
 /// How often a batch is looked for.
 const EVERY: Duration = Duration::from_secs(60);
+/// How often what grows slowly is looked at.
+const SLOWLY: Duration = Duration::from_secs(3600);
 /// How many rows of each table one batch takes: a table that gains more than this a minute is swept
 /// behind the traffic, never in its way.
 const BATCH: i64 = 5000;
@@ -19,6 +21,7 @@ const SHARD: i16 = 0;
 #[derive(Default)]
 pub(super) struct Retention {
     last: Option<Instant>,
+    last_slow: Option<Instant>,
 }
 
 impl Retention {
@@ -34,7 +37,12 @@ impl Retention {
         }
         self.last = Some(Instant::now());
         let mut tx = context.store.begin_fenced(fence).await?;
-        let taken = retention::sweep(&mut tx, BATCH, context.clock.now()).await?;
+        let now = context.clock.now();
+        let mut taken = retention::sweep(&mut tx, BATCH, now).await?;
+        if self.last_slow.is_none_or(|last| last.elapsed() >= SLOWLY) {
+            self.last_slow = Some(Instant::now());
+            taken += retention::sweep_slowly(&mut tx, BATCH, now).await?;
+        }
         tx.commit().await?;
         if taken > 0 {
             debug!(taken, "removed rows whose time was over");

@@ -231,16 +231,7 @@ async fn run_step(context: &Context, machines: &Mutex<Machines>, briefing: Brief
     let due = briefing.due;
     let kept = machines.lock().unwrap_or_else(PoisonError::into_inner).take(due.bot, fence);
     let step = bot_worker::step(context, briefing, fence, kept);
-    let outcome = std::panic::AssertUnwindSafe(step).catch_unwind().await;
-    let Outcome { kept, progressed, mut rows, result } = outcome.unwrap_or_else(|_| {
-        metrics::counter!("greenshield_step_panics_total").increment(1);
-        Outcome {
-            kept: None,
-            progressed: false,
-            rows: Rows::default(),
-            result: Err(StepError::fail("M_UNKNOWN", "a step panicked: see the log")),
-        }
-    });
+    let Outcome { kept, progressed, mut rows, result } = caught(step).await;
     metrics::histogram!("greenshield_step_seconds").record(started.elapsed().as_secs_f64());
     rows.merge(match &result {
         Ok(next) => ended_well(context, due, *next),
@@ -274,6 +265,20 @@ fn keep(machines: &Mutex<Machines>, bot: BotId, kept: Option<Kept>) {
     metrics::gauge!("greenshield_machine_bytes").set(count(machines.bytes()));
 }
 
+/// How a step ended, if need be by a panic: then its machine is gone with what it gathered, and nothing
+/// else.
+async fn caught(step: impl Future<Output = Outcome>) -> Outcome {
+    std::panic::AssertUnwindSafe(step).catch_unwind().await.unwrap_or_else(|_| {
+        metrics::counter!("greenshield_step_panics_total").increment(1);
+        Outcome {
+            kept: None,
+            progressed: false,
+            rows: Rows::default(),
+            result: Err(StepError::fail("M_UNKNOWN", "a step panicked: see the log")),
+        }
+    })
+}
+
 fn ended_well(context: &Context, due: DueBot, next: Option<DateTime<Utc>>) -> Rows {
     let mut rows = Rows::default();
     if due.failures > 0 {
@@ -296,4 +301,16 @@ fn ended_with(context: &Context, due: DueBot, error: &StepError, progressed: boo
     rows.notes.insert(due.bot, Note { bot: due.bot, error: Some(said), at: now });
     rows.finished.push(FinishedRow { due, next: Some(next), failures });
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_its_own_step_as_an_error() {
+        let ended = caught(async { panic!("on purpose") }).await;
+        assert!(ended.kept.is_none() && ended.rows.is_empty());
+        assert!(matches!(ended.result, Err(StepError::Fail { .. })));
+    }
 }

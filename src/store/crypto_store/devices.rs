@@ -66,7 +66,10 @@ pub(super) type Rows = BTreeMap<(BotId, String, String), Option<Vec<u8>>>;
 /// Sealed identities by bot and user.
 pub(super) type IdentityRows = BTreeMap<(BotId, String), Vec<u8>>;
 
-/// Seals.
+/// No homeserver makes longer device ids, and no index takes much longer ones.
+const DEVICE_ID_BYTES: usize = 512;
+
+/// Seals. A device whose id no index takes is left out: it is given no keys.
 pub(super) fn prepare<'a>(
     store: &PgCryptoStore,
     devices: impl Iterator<Item = &'a DeviceData>,
@@ -76,7 +79,7 @@ pub(super) fn prepare<'a>(
         (store.bot, device.user_id().as_str().to_owned(), device.device_id().as_str().to_owned())
     };
     let mut rows = Rows::new();
-    for device in devices {
+    for device in devices.filter(|device| device.device_id().as_str().len() <= DEVICE_ID_BYTES) {
         store.cache().change_device(device, false);
         let (bot, user_id, device_id) = key(device);
         let sealed = store.seal(DEVICES, &[&user_id, &device_id], device)?;

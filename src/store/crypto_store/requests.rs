@@ -11,7 +11,10 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::{PgCryptoStore, Result};
-use crate::{model::BotId, store::StoreError};
+use crate::{
+    model::{BotId, foreign},
+    store::StoreError,
+};
 
 const REQUESTS: &str = "crypto_requests";
 const SECRETS: &str = "crypto_secrets";
@@ -21,6 +24,10 @@ pub(super) async fn load(
     store: &PgCryptoStore,
     request_id: &TransactionId,
 ) -> Result<Option<GossipRequest>> {
+    // Named by whoever answers: an id that no request of ours has need not be looked for.
+    if !foreign::is_id(request_id.as_str()) {
+        return Ok(None);
+    }
     store.settle().await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.requests.load
@@ -38,6 +45,10 @@ pub(super) async fn load_by_info(
     store: &PgCryptoStore,
     info: &SecretInfo,
 ) -> Result<Option<GossipRequest>> {
+    let info_key = info.as_key();
+    if info_key.contains('\0') {
+        return Ok(None);
+    }
     store.settle().await?;
     let row = sqlx::query!(
         "-- crypto_store.requests.load_by_info
@@ -46,7 +57,7 @@ pub(super) async fn load_by_info(
         ORDER BY created_at DESC, request_id
         LIMIT 1",
         store.bot.0,
-        info.as_key(),
+        info_key,
     )
     .fetch_optional(store.pool())
     .await?;

@@ -11,8 +11,8 @@ use crate::{model::BotId, store::StoreError};
 
 const TABLE: &str = "crypto_olm_sessions";
 
-/// Sealed sessions by bot, sender key and session id.
-pub(super) type Rows = BTreeMap<(BotId, String, String), Vec<u8>>;
+/// Sealed sessions and when they were used, by bot, sender key and session id.
+pub(super) type Rows = BTreeMap<(BotId, String, String), (Vec<u8>, DateTime<Utc>)>;
 
 /// Messages that were decrypted, by bot, sender key and hash, and when.
 pub(super) type Hashes = BTreeMap<(BotId, String, String), DateTime<Utc>>;
@@ -54,7 +54,7 @@ pub(super) async fn prepare(store: &PgCryptoStore, sessions: Vec<Session>) -> Re
         let sender_key = session.sender_key().to_base64();
         let session_id = session.session_id().to_owned();
         let sealed = store.seal(TABLE, &[&sender_key, &session_id], &session.pickle().await)?;
-        rows.insert((store.bot, sender_key, session_id), sealed);
+        rows.insert((store.bot, sender_key, session_id), (sealed, store.clock.now()));
     }
     Ok(rows)
 }
@@ -64,21 +64,23 @@ pub(super) async fn save(conn: &mut PgConnection, rows: Rows) -> Result<(), Stor
     if rows.is_empty() {
         return Ok(());
     }
-    let (keys, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let (keys, rows): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let (sealed, used_at): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
     let (bots, sender_keys, session_ids): (Vec<_>, Vec<_>, Vec<_>) =
         keys.into_iter().map(|(bot, sender_key, id)| (bot.0, sender_key, id)).collect();
     sqlx::query!(
         "-- crypto_store.sessions.save
-        INSERT INTO crypto_olm_sessions (bot_id, sender_key, session_id, sealed_session)
-        SELECT r.bot_id, r.sender_key, r.session_id, r.sealed
-        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::TEXT[], $4::BYTEA[])
-            AS r (bot_id, sender_key, session_id, sealed)
+        INSERT INTO crypto_olm_sessions (bot_id, sender_key, session_id, sealed_session, used_at)
+        SELECT r.bot_id, r.sender_key, r.session_id, r.sealed, r.used_at
+        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::TEXT[], $4::BYTEA[], $5::TIMESTAMPTZ[])
+            AS r (bot_id, sender_key, session_id, sealed, used_at)
         ON CONFLICT (bot_id, sender_key, session_id) DO UPDATE
-        SET sealed_session = EXCLUDED.sealed_session",
+        SET sealed_session = EXCLUDED.sealed_session, used_at = EXCLUDED.used_at",
         &bots,
         &sender_keys,
         &session_ids,
         &sealed,
+        &used_at,
     )
     .execute(conn)
     .await?;

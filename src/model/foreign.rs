@@ -1,0 +1,73 @@
+//! What strangers write, made fit for a database.
+//!
+//! Anybody on Matrix can put any JSON into what a homeserver brings us. PostgreSQL keeps no U+0000 in
+//! a text and no long text in an index: where such a thing reached a query, the query failed, and what
+//! comes again for ever would fail for ever.
+
+use std::borrow::Cow;
+
+/// The most that any id of Matrix may have, in bytes.
+const ID_BYTES: usize = 255;
+
+/// What a word of somebody else becomes that is none of the specification's.
+const OTHER: &str = "other";
+
+/// JSON text without U+0000 in its strings, which can only stand there escaped: each becomes U+FFFD.
+#[must_use]
+pub fn without_nul(json: &[u8]) -> Cow<'_, [u8]> {
+    const ESCAPED: &[u8] = b"\\u0000";
+    if !json.windows(ESCAPED.len()).any(|window| window == ESCAPED) {
+        return Cow::Borrowed(json);
+    }
+    let mut clean = json.to_vec();
+    let mut at = 0;
+    while let Some(rest) = clean.get_mut(at..).filter(|rest| !rest.is_empty()) {
+        if rest.starts_with(ESCAPED)
+            && let Some(digits) = rest.get_mut(2..ESCAPED.len())
+        {
+            digits.copy_from_slice(b"fffd");
+        }
+        // A backslash takes the next character with it, which may be a backslash, too.
+        at += if rest.starts_with(b"\\") { 2 } else { 1 };
+    }
+    Cow::Owned(clean)
+}
+
+/// Whether this can be an id of Matrix, or what is used like one: not too long, and without U+0000.
+#[must_use]
+pub fn is_id(text: &str) -> bool {
+    text.len() <= ID_BYTES && !text.contains('\0')
+}
+
+/// `word` if it is one of those that are known: a row or a log line repeats no text of strangers.
+#[must_use]
+pub fn known_word(word: &str, known: &[&'static str]) -> &'static str {
+    known.iter().find(|known| **known == word).copied().unwrap_or(OTHER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_escaped_nul_is_taken_out() {
+        for (json, clean) in [
+            (r#"{"a":"b"}"#, r#"{"a":"b"}"#),
+            (r#"{"\u0000a":"b\u0000"}"#, r#"{"\ufffda":"b\ufffd"}"#),
+            (r#"["\\u0000"]"#, r#"["\\u0000"]"#),
+            (r#"["\\\u0000\u0000"]"#, r#"["\\\ufffd\ufffd"]"#),
+            (r#"["\u000"#, r#"["\u000"#),
+            (r#"["\"#, r#"["\"#),
+        ] {
+            assert_eq!(&*without_nul(json.as_bytes()), clean.as_bytes(), "{json}");
+        }
+    }
+
+    #[test]
+    fn ids_are_short_and_words_are_known() {
+        assert!(is_id("$event") && is_id(&"x".repeat(255)));
+        assert!(!is_id(&"x".repeat(256)) && !is_id("a\0b"));
+        assert_eq!(known_word("m.user", &["m.user"]), "m.user");
+        assert_eq!(known_word("text of a stranger", &["m.user"]), "other");
+    }
+}

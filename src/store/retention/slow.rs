@@ -1,0 +1,209 @@
+//! What grows slowly, and needs long looks to find.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::{EVENTS, LEFT, OFFERS, OLM_LEAST, OLM_SESSIONS, YEAR};
+use crate::store::{StoreError, device_lists};
+
+/// Applies the rules of what grows slowly, and takes long looks; returns how many rows it took.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn sweep_slowly(
+    conn: &mut PgConnection,
+    batch: i64,
+    now: DateTime<Utc>,
+) -> Result<u64, StoreError> {
+    Ok(device_lists::forget_untracked(conn, batch).await?
+        + sweep_work(conn, batch, now).await?
+        + sweep_rooms(conn, batch, now).await?
+        + sweep_sessions(conn, batch, now).await?)
+}
+
+/// The inbox of bots that cannot work, sent messages, and codes.
+async fn sweep_work(
+    conn: &mut PgConnection,
+    batch: i64,
+    now: DateTime<Utc>,
+) -> Result<u64, StoreError> {
+    let mut taken = sqlx::query!(
+        "-- retention.inbox
+        DELETE FROM inbox WHERE entry_id = ANY (ARRAY(
+            SELECT entry_id FROM inbox WHERE received_at < $1 LIMIT $2
+        ))",
+        now - EVENTS,
+        batch,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    taken += sqlx::query!(
+        "-- retention.outbox
+        DELETE FROM outbox WHERE send_id = ANY (ARRAY(
+            SELECT send_id FROM outbox WHERE finished_at < $1 ORDER BY finished_at LIMIT $2
+        ))",
+        now - YEAR,
+        batch,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    taken += sqlx::query!(
+        "-- retention.signup_codes
+        DELETE FROM signup_codes WHERE code_id = ANY (ARRAY(
+            SELECT code_id FROM signup_codes c
+            WHERE LEAST(expires_at, revoked_at) < $1
+                AND NOT EXISTS (SELECT FROM signups s WHERE s.code_id = c.code_id)
+            LIMIT $2
+        ))",
+        now - YEAR,
+        batch,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    Ok(taken)
+}
+
+/// Rooms without a bot, and members who are none.
+async fn sweep_rooms(
+    conn: &mut PgConnection,
+    batch: i64,
+    now: DateTime<Utc>,
+) -> Result<u64, StoreError> {
+    // No member and an unknown one are the same where not all are known, and where all are known too.
+    let mut taken = sqlx::query!(
+        "-- retention.former_members
+        DELETE FROM room_members WHERE (room_id, user_id) IN (
+            SELECT room_id, user_id FROM room_members
+            WHERE membership NOT IN ('join', 'invite')
+            LIMIT $1
+        )",
+        batch,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    taken += sqlx::query!(
+        "-- retention.members_of_no_room_of_ours
+        WITH left_rooms AS (
+            SELECT room_id FROM rooms r
+            WHERE updated_at < $1
+                AND EXISTS (SELECT FROM room_members m WHERE m.room_id = r.room_id)
+                AND NOT EXISTS (
+                    SELECT FROM room_members m JOIN bots USING (user_id)
+                    WHERE m.room_id = r.room_id AND m.membership IN ('join', 'invite')
+                )
+            LIMIT $2
+        ), unknown AS (
+            UPDATE rooms SET members_complete = FALSE, version = version + 1
+            WHERE room_id IN (SELECT room_id FROM left_rooms)
+        )
+        DELETE FROM room_members WHERE room_id IN (SELECT room_id FROM left_rooms)",
+        now - LEFT,
+        batch,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    taken += sqlx::query!(
+        "-- retention.rooms
+        DELETE FROM rooms WHERE room_id = ANY (ARRAY(
+            SELECT room_id FROM rooms r
+            WHERE updated_at < $1
+                AND NOT EXISTS (SELECT FROM room_members m WHERE m.room_id = r.room_id)
+            LIMIT $2
+        ))",
+        now - YEAR,
+        batch,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    taken += sqlx::query!(
+        "-- retention.outbound_sessions
+        DELETE FROM crypto_outbound_group_sessions WHERE (bot_id, room_id) IN (
+            SELECT bot_id, room_id FROM crypto_outbound_group_sessions s
+            WHERE NOT EXISTS (SELECT FROM rooms r WHERE r.room_id = s.room_id)
+            LIMIT $1
+        )",
+        batch,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    Ok(taken)
+}
+
+/// Keys that nothing comes under any more.
+async fn sweep_sessions(
+    conn: &mut PgConnection,
+    batch: i64,
+    now: DateTime<Utc>,
+) -> Result<u64, StoreError> {
+    let mut taken = sqlx::query!(
+        "-- retention.inbound_sessions
+        DELETE FROM crypto_inbound_group_sessions WHERE (bot_id, room_id, session_id) IN (
+            SELECT bot_id, room_id, session_id FROM crypto_inbound_group_sessions s
+            WHERE created_at < $1
+                AND NOT EXISTS (
+                    SELECT FROM events e
+                    WHERE e.session_id = s.session_id AND e.room_id = s.room_id
+                )
+            LIMIT $2
+        )",
+        now - YEAR,
+        batch,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    taken += sqlx::query!(
+        "-- retention.olm_sessions
+        DELETE FROM crypto_olm_sessions WHERE (bot_id, sender_key, session_id) IN (
+            SELECT bot_id, sender_key, session_id
+            FROM (
+                SELECT bot_id, sender_key, session_id, used_at,
+                    ROW_NUMBER() OVER (
+                        PARTITION BY bot_id, sender_key ORDER BY used_at DESC, session_id
+                    ) AS age
+                FROM crypto_olm_sessions
+                WHERE used_at < $1
+            ) s
+            WHERE used_at < $2 OR age > $3
+            LIMIT $4
+        )",
+        now - OLM_LEAST,
+        now - YEAR,
+        OLM_SESSIONS,
+        batch,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    taken += sqlx::query!(
+        "-- retention.withheld_sessions
+        DELETE FROM crypto_withheld_sessions WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM crypto_withheld_sessions WHERE created_at < $1 LIMIT $2
+        ))",
+        now - OFFERS,
+        batch,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    taken += sqlx::query!(
+        "-- retention.key_bundles
+        DELETE FROM crypto_room_key_bundles WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM crypto_room_key_bundles WHERE created_at < $1 LIMIT $2
+        ))",
+        now - OFFERS,
+        batch,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    Ok(taken)
+}

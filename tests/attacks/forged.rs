@@ -1,0 +1,183 @@
+//! A homeserver, or a human, who puts somebody else's name to something, or something somewhere else.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use vodozemac::megolm::{GroupSession, SessionConfig};
+
+use super::tools::unharmed;
+use crate::{
+    fast::scene::{Bot, Scene},
+    support::{
+        fake_homeserver::{Delivery, Person},
+        report,
+    },
+};
+
+const TO_DEVICE: &str = "de.sorunome.msc2409.to_device";
+
+/// How an event was logged, once it was.
+async fn logged(scene: &Scene, event_id: &str) -> Result<String> {
+    let sql = "SELECT decryption FROM event_log JOIN events USING (event_seq) WHERE event_id = $1";
+    scene.wait_text("the event's log row", sql, event_id).await
+}
+
+/// Nobody answered it, though the bot is awake.
+async fn unanswered(scene: &Scene, alice: &Person, bot: &Bot, event_id: &str) -> Result<()> {
+    alice.forget_key(&bot.room).await?;
+    alice.ping(&bot.room).await?;
+    let read = alice.read(&bot.room).await?;
+    let answers = read.iter().filter(|read| read.answers.as_deref() == Some(event_id));
+    ensure!(answers.count() == 0, "it was answered: {read:?}");
+    unharmed(scene).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_can_speak_in_the_name_of_another() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let mallory = Person::new(&scene.fake, "mallory").await?;
+    mallory.join(&bot.room).await?;
+    mallory.ping(&bot.room).await?;
+    // A key that the bot had before, and one that it first sees under the wrong name.
+    let known = mallory.encrypt(&bot.room, "!ping", true).await?;
+    mallory.forget_key(&bot.room).await?;
+    let fresh = mallory.encrypt(&bot.room, "!ping", true).await?;
+    scene.settled().await?;
+    let say = |content: Value| {
+        scene.fake.say(&bot.room, &alice.user_id, "m.room.encrypted", None, content)
+    };
+    for content in [known, fresh] {
+        let forged = say(content);
+        ensure!(logged(&scene, &forged).await? == "failed", "a forged event was believed");
+        unanswered(&scene, &alice, &bot, &forged).await?;
+    }
+    let note = "logged as failed, and not answered; the true sender goes on";
+    report::row("Attackers", "Messages under another's name", 2, 0, note);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_belongs_to_its_room() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let other = scene.bot(&alice).await?;
+    alice.ping(&other.room).await?;
+    let content = alice.encrypt(&other.room, "!ping", true).await?;
+    let moved =
+        scene.fake.say(&bot.room, &alice.user_id, "m.room.encrypted", None, content.clone());
+    ensure!(scene.wait_parked(&moved).await? == "room_key_missing");
+    unanswered(&scene, &alice, &bot, &moved).await?;
+
+    // The same where the bot is in both.
+    let both = scene.fake.room(&alice.user_id, true, &[&bot.user_id, &other.user_id]);
+    let moved = scene.fake.say(&both, &alice.user_id, "m.room.encrypted", None, content);
+    scene.wait_parked(&moved).await?;
+    unanswered(&scene, &alice, &other, &moved).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_came_in_the_clear_opens_nothing() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let mut session = GroupSession::new(SessionConfig::version_1());
+    let key = json!({ "algorithm": "m.megolm.v1.aes-sha2", "room_id": bot.room,
+        "session_id": session.session_id(), "session_key": session.session_key().to_base64(),
+        "sender_key": alice.sender_key(), "forwarding_curve25519_key_chain": [],
+        "sender_claimed_ed25519_key": alice.sender_key() });
+    for kind in ["m.room_key", "m.forwarded_room_key"] {
+        let event = json!({ "type": kind, "sender": alice.user_id, "content": key });
+        scene.fake.send_to_device(&bot.user_id, &bot.device_id, &event);
+    }
+    let clear = json!({ "type": "m.room.message", "room_id": bot.room,
+        "content": { "msgtype": "m.text", "body": "!ping" } });
+    let content = json!({ "algorithm": "m.megolm.v1.aes-sha2", "session_id": session.session_id(),
+        "ciphertext": session.encrypt(clear.to_string()).to_base64(),
+        "sender_key": alice.sender_key(), "device_id": alice.device_id });
+    let forged = scene.fake.say(&bot.room, &alice.user_id, "m.room.encrypted", None, content);
+    ensure!(scene.wait_parked(&forged).await? == "room_key_missing");
+    unanswered(&scene, &alice, &bot, &forged).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn olm_messages_count_only_from_their_sender_to_their_device() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let other = scene.bot(&alice).await?;
+    let mallory = Person::new(&scene.fake, "mallory").await?;
+    mallory.join(&bot.room).await?;
+    alice.ping(&bot.room).await?;
+    alice.ping(&other.room).await?;
+    scene.settled().await?;
+    // What Alice sends now is caught on its way.
+    scene.fake.to_device(Delivery::InboxOnly);
+    scene.fake.hold_events(true);
+    alice.forget_key(&bot.room).await?;
+    let asked = alice.say(&bot.room, "!ping").await?;
+    let caught = scene.fake.inbox(&bot.user_id, &bot.device_id);
+    ensure!(!caught.is_empty(), "a room key is on its way");
+    let mut forged = Vec::new();
+    for message in &caught {
+        let to = |user: &str, device: &str, sender: &str| {
+            let mut message = message.clone();
+            message["to_user_id"] = user.into();
+            message["to_device_id"] = device.into();
+            message["sender"] = sender.into();
+            message
+        };
+        forged.push(to(&other.user_id, &other.device_id, &alice.user_id));
+        forged.push(to(&bot.user_id, "NOTOURS", &alice.user_id));
+        forged.push(to(&bot.user_id, &bot.device_id, &mallory.user_id));
+        forged.push(to(&mallory.user_id, &mallory.device_id, &alice.user_id));
+        let mut wrapped = to(&bot.user_id, &bot.device_id, &mallory.user_id);
+        wrapped["content"]["org.example"] = "another wrapping".into();
+        forged.push(wrapped);
+    }
+    let count = forged.len() as u64;
+    ensure!(scene.fake.transaction("forged", &json!({ TO_DEVICE: forged })).await?.0 == 200);
+    scene.fake.to_device(Delivery::Pushed);
+    scene.fake.hold_events(false);
+    // Whatever became of that key, the bots are whole, and the next one is read.
+    for bot in [&bot, &other] {
+        alice.forget_key(&bot.room).await?;
+        alice.ping(&bot.room).await?;
+    }
+    let read = alice.read(&bot.room).await?;
+    let answers = read.iter().filter(|read| read.answers.as_deref() == Some(asked.as_str()));
+    ensure!(answers.count() <= 1, "{read:?}");
+    unharmed(&scene).await?;
+    let note = "to the wrong device, from the wrong sender, wrapped anew: no harm to either bot";
+    report::row("Attackers", "Forged and misdirected to-device messages", count, 0, note);
+    Ok(())
+}
+
+/// The same message in another wrapping is the same message.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_key_that_is_replayed_in_new_wrappings_changes_nothing() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    alice.ping(&bot.room).await?;
+    alice.forget_key(&bot.room).await?;
+    let asked = alice.say(&bot.room, "!ping").await?;
+    let caught = scene.fake.inbox(&bot.user_id, &bot.device_id);
+    alice.answer_to(&bot.room, &asked).await?;
+    scene.settled().await?;
+    let (user, device) = (bot.user_id.clone(), bot.device_id.clone());
+    let replays: Vec<Value> = caught
+        .iter()
+        .flat_map(|message| {
+            let (user, device) = (&user, &device);
+            (0..20).map(move |n| {
+                let mut message = message.clone();
+                message["content"]["org.example.n"] = n.into();
+                message["unsigned"] = json!({ "age": n });
+                message["to_user_id"] = user.as_str().into();
+                message["to_device_id"] = device.as_str().into();
+                message
+            })
+        })
+        .collect();
+    let count = replays.len() as u64;
+    ensure!(count > 0, "a room key was on its way");
+    ensure!(scene.fake.transaction("replays", &json!({ TO_DEVICE: replays })).await?.0 == 200);
+    let again = alice.say(&bot.room, "!ping").await?;
+    scene.answered_once(&alice, &bot, &again).await?;
+    unharmed(&scene).await?;
+    let note = "each in a wrapping of its own: known to Olm, and nothing changed";
+    report::row("Attackers", "Replayed room keys", count, 0, note);
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! Clients that take their time.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use super::tools::{memory, raw, request, unharmed};
+use crate::{
+    fast::scene::Scene,
+    support::{fake_homeserver::Person, report},
+};
+
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// More than the public listener takes at a time.
+const STRANGERS: usize = 600;
+
+/// A stranger who never gets to the point, until let go.
+async fn stranger(host: String, n: usize) -> Result<()> {
+    let mut stream = TcpStream::connect(&host).await?;
+    let beginning: &[u8] = match n % 4 {
+        0 => b"GET",
+        1 => b"GET /signup HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+        2 => b"POST /signup/api HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{\"code\": \"",
+        _ => b"POST /signup HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n\
+               Content-Length: 60000\r\n\r\ncode=",
+    };
+    stream.write_all(beginning).await?;
+    let mut answer = [0; 1024];
+    loop {
+        let (mut reading, mut writing) = stream.split();
+        let read = tokio::time::timeout(Duration::from_secs(1), reading.read(&mut answer)).await;
+        match read {
+            Ok(Ok(0) | Err(_)) => return Ok(()),
+            Ok(Ok(_)) => {}
+            // A byte a second, from those who have begun to say something.
+            Err(_) if n % 4 != 0 => writing.write_all(b"x").await?,
+            Err(_) => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_strangers_are_let_go_and_the_homeserver_does_not_notice_them() -> Result<()> {
+    let (mut scene, alice, bot) = Scene::with_bot().await?;
+    let before = memory(&mut scene.greenshield)?;
+    let host = scene.greenshield.public_url().trim_start_matches("http://").to_owned();
+    let mut strangers = tokio::task::JoinSet::new();
+    for n in 0..STRANGERS {
+        strangers.spawn(stranger(host.clone(), n));
+    }
+    let mut slowest = Duration::ZERO;
+    for n in 0..10 {
+        let started = Instant::now();
+        let (status, _) =
+            scene.fake.raw_transaction(&format!("busy{n}"), "{}".to_owned(), None).await?;
+        slowest = slowest.max(started.elapsed());
+        ensure!(status == 200);
+    }
+    ensure!(slowest < Duration::from_secs(2), "a transaction took {slowest:?}");
+    alice.ping(&bot.room).await?;
+    let full = memory(&mut scene.greenshield)?;
+    ensure!(full - before < 60.0, "{before} MiB before, {full} MiB with {STRANGERS} strangers");
+
+    // Somebody who means it waits for a place, and gets it.
+    let carol = Person::new(&scene.fake, "carol").await?;
+    let started = Instant::now();
+    scene.bot(&carol).await?;
+    let waited = started.elapsed();
+    ensure!(waited < Duration::from_secs(40), "a signup took {waited:?}");
+    let mut left = STRANGERS;
+    while let Ok(Some(_)) = tokio::time::timeout(PATIENCE, strangers.join_next()).await {
+        left -= 1;
+    }
+    ensure!(left == 0, "{left} were never let go");
+    println!(
+        "memory {before:.0} -> {full:.0} MiB; slowest transaction {slowest:?}; signup {waited:?}"
+    );
+    unharmed(&scene).await?;
+    let note =
+        "all were let go; transactions took less than 2 s meanwhile, and a signup got its turn";
+    report::row("Attackers", "Connections that idle or trickle", STRANGERS as u64, 0, note);
+    Ok(())
+}
+
+/// What is asked for on a connection after another is answered, too: and a stranger's silence on one
+/// listener is none of the others' business.
+#[tokio::test(flavor = "multi_thread")]
+async fn pipelined_requests_are_answered_one_after_the_other() -> Result<()> {
+    let scene = Scene::start().await?;
+    let url = scene.greenshield.public_url();
+    let one = "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n";
+    let many = [one.repeat(20).into_bytes(), request("GET", "/nowhere", &[], b"")].concat();
+    let answer = raw(&url, &many).await?;
+    let all = format!("{}{}", answer.head, answer.body);
+    ensure!(all.matches("HTTP/1.1 200 OK").count() == 20, "{all}");
+    ensure!(all.contains("HTTP/1.1 404 Not Found"), "{all}");
+    unharmed(&scene).await
+}
