@@ -163,7 +163,7 @@ mod tests {
         let error = HomeserverError::refused(StatusCode::BAD_GATEWAY, None, b"<html>", "token");
         assert_eq!(error.errcode(), Some("M_UNKNOWN"));
         assert!(error.is_away());
-        let error = HomeserverError::refused(StatusCode::BAD_GATEWAY, None, b"{\"errcode\":\"X\"}");
+        let error = HomeserverError::refused(StatusCode::BAD_GATEWAY, None, b"{\"errcode\":\"X\"}", "token");
         assert!(!error.is_away());
     }
 

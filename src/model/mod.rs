@@ -4,8 +4,8 @@
 //! integer or string id crosses a function boundary.
 
 mod fingerprint;
-mod heard;
 pub mod foreign;
+mod heard;
 mod ids;
 mod states;
 

@@ -251,10 +251,7 @@ pub struct Note {
 /// # Errors
 ///
 /// The database's own.
-pub async fn note(
-    conn: &mut PgConnection,
-    notes: BTreeMap<BotId, Note>,
-) -> Result<(), StoreError> {
+pub async fn note(conn: &mut PgConnection, notes: BTreeMap<BotId, Note>) -> Result<(), StoreError> {
     if notes.is_empty() {
         return Ok(());
     }
