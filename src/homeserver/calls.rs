@@ -33,6 +33,12 @@ pub struct DirectRoom<'a> {
     pub marker: &'a str,
 }
 
+/// Events, not parsed yet: what is in them is for anybody to write.
+#[derive(Deserialize)]
+struct Chunk {
+    chunk: Vec<Box<RawValue>>,
+}
+
 /// The key in a creation event's content under which [`DirectRoom::marker`] is written.
 const MARKER_KEY: &str = "eu.greenshield.signup";
 
@@ -242,13 +248,9 @@ impl Homeserver {
         struct Content {
             membership: String,
         }
-        #[derive(Deserialize)]
-        struct Answer {
-            chunk: Vec<Box<RawValue>>,
-        }
         let path = v3!["rooms", room.as_str(), "members"];
         let query = [("not_membership", "leave")];
-        let answer: Answer = self.typed(Method::GET, path, &query, bot.into(), NO_BODY).await?;
+        let answer: Chunk = self.typed(Method::GET, path, &query, bot.into(), NO_BODY).await?;
         // A member event that does not parse is of no user that could hold a device.
         Ok(answer
             .chunk
@@ -273,11 +275,7 @@ impl Homeserver {
         let path = v3!["rooms", room.as_str(), "messages"];
         let limit = limit.to_string();
         let query = [("dir", "b"), ("limit", limit.as_str())];
-        #[derive(Deserialize)]
-        struct Answer {
-            chunk: Vec<Box<RawValue>>,
-        }
-        let answer: Answer = self.typed(Method::GET, path, &query, bot.into(), NO_BODY).await?;
+        let answer: Chunk = self.typed(Method::GET, path, &query, bot.into(), NO_BODY).await?;
         // One that no parser takes is nobody's loss.
         Ok(answer.chunk.iter().filter_map(|event| serde_json::from_str(event.get()).ok()).collect())
     }

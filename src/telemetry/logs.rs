@@ -86,10 +86,10 @@ mod tests {
         let all = EnvFilter::new("trace");
         let logs = tracing_subscriber::registry().with(all).with(filter_fn(is_safe)).with(layer);
         tracing::subscriber::with_default(logs, || {
-            let span = info_span!(target: "matrix_sdk_crypto::machine", "x", algorithm = "canary");
+            let span = info_span!(target: "library::module", "x", algorithm = "canary");
             let _entered = span.enter();
-            debug!(target: "matrix_sdk_crypto::machine", "canary");
-            info!(target: "matrix_sdk_crypto::machine", "said");
+            debug!(target: "library::module", "canary");
+            info!(target: "library::module", "said");
             debug!("ours");
         });
         let said = String::from_utf8(lines.0.lock().expect("it is free").clone()).expect("text");

@@ -38,6 +38,23 @@ async fn an_unknown_transaction_is_cancelled() -> Result<()> {
     });
     let login: Value = client.post(url("login")).json(&login).send().await?.json().await?;
     let token = login["access_token"].as_str().context("an access token")?;
+    // Strangers are not answered: they meet in a room.
+    let invite = json!({ "invite": [scene.bot()] });
+    let room: Value = client
+        .post(url("createRoom"))
+        .bearer_auth(token)
+        .json(&invite)
+        .send()
+        .await?
+        .json()
+        .await?;
+    let room = room["room_id"].as_str().context("a room")?;
+    poll::until("the bot to join", PATIENCE, async || {
+        let members = client.get(url(&format!("rooms/{room}/joined_members"))).bearer_auth(token);
+        let members: Value = members.send().await?.json().await?;
+        Ok(members["joined"].get(scene.bot()).is_some().then_some(()))
+    })
+    .await?;
     let key = json!({ "transaction_id": "nobody-knows", "key": "AAAA" });
     let messages = json!({ "messages": { scene.bot(): { scene.device(): key } } });
     let sync: Value = client.get(url("sync")).bearer_auth(token).send().await?.json().await?;
