@@ -238,6 +238,12 @@ impl Flow {
         }
     }
 
+    /// Whether this is a SAS that was started without a request, as far as the machine knows.
+    #[must_use]
+    pub fn has_no_request(&self) -> bool {
+        self.request.is_none()
+    }
+
     /// The human's device, once known.
     #[must_use]
     pub fn other_device(&self) -> Option<String> {

@@ -63,7 +63,18 @@ pub(super) async fn heard_to_device(
     step: &mut Step<'_>,
     message: &VerificationMessage,
 ) -> Result<(), StepError> {
-    let known = step.machine().await?.flow(&message.sender, &message.flow_id).is_some();
+    let flow = step.machine().await?.flow(&message.sender, &message.flow_id);
+    if let Some(flow) = flow.as_ref().filter(|flow| message.begins() && flow.has_no_request()) {
+        let mut conn = step.connection().await?;
+        let open = verifications::open(&mut conn, step.bot.id).await?;
+        drop(conn);
+        // A restart has cost us the request that this SAS belongs to. Without it the machine would never
+        // say that it is done, and the human's client would wait for that.
+        if open.iter().any(|row| row.flow_id == message.flow_id) {
+            cancel(step, flow, CancelCode::User).await?;
+        }
+    }
+    let known = flow.is_some();
     let mut tx = step.begin().await?;
     if known && message.begins() {
         let (user, flow) = (message.sender.as_str(), message.flow_id.as_str());

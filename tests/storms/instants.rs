@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What it means, the table, and what becomes of the database transaction.
 const WRITES: [(&str, &str, Moment, Fate); 13] = [
     ("before a transaction is committed", "transactions", Statement, Dies),
-    ("after its commit, before the 200", "transactions", Commit, Goes),
+    ("after a transaction's commit, before its 200", "transactions", Commit, Goes),
     ("before a room key is kept", "crypto_inbound_group_sessions", Commit, Dies),
     ("after a room key is kept", "crypto_inbound_group_sessions", Commit, Goes),
     ("before an Olm session is kept", "crypto_olm_sessions", Commit, Dies),

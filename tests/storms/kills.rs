@@ -17,6 +17,8 @@ use crate::{
 
 /// How long a chosen instant is waited for, before it becomes a random one.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// For how long the next process works beside what is left of the one before.
+const LATE: Duration = Duration::from_secs(1);
 /// The calls at which greenshield is killed; "" is any.
 const CALLS: [&str; 8] =
     ["", "", "/send/", "/sendToDevice/", "/keys/claim", "/keys/query", "/keys/upload", "/sync"];
@@ -109,7 +111,8 @@ impl Killer {
         scene.greenshield.kill9().await?;
         if late {
             scene.greenshield.launch()?;
-            scene.greenshield.wait_ready().await?;
+            // It may need a row that the dead one still holds.
+            let _ = tokio::time::timeout(LATE, scene.greenshield.wait_ready()).await;
             self.holds.let_go(fate).await?;
         } else {
             self.holds.let_go(fate).await?;

@@ -76,11 +76,18 @@ impl Flat {
 
     async fn message(&mut self, message: &str, fault: Fault) -> Result<()> {
         let path = format!("/sendToDevice/m.key.verification.{message}");
+        // Having sent `ready`, it is killed so that the human's `start` is on its way to the next process.
+        let is_answered = message == "ready" && matches!(fault, Hang);
         let trap = self.scene.fake.trap(&path, 0, fault);
+        let refused = self.scene.fake.refused();
         let (end, killed) =
             tokio::join!(self.alice.verify(&self.bot.user_id, &self.bot.device_id), async {
                 trap.sprung().await;
                 self.scene.greenshield.kill9().await?;
+                poll::until("the human's answer", PATIENCE, async || {
+                    Ok((!is_answered || self.scene.fake.refused() > refused).then_some(()))
+                })
+                .await?;
                 self.scene.greenshield.start().await
             });
         killed?;
