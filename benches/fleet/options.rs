@@ -68,6 +68,9 @@ pub struct Options {
     /// How many messages are under way at once
     #[arg(long, default_value_t = 100)]
     pub outstanding: usize,
+    /// How often bots talk for each measurement; the page takes the median
+    #[arg(long, default_value_t = 1)]
+    pub rounds: usize,
     /// Writes the results to this file, too
     #[arg(long)]
     pub json: Option<PathBuf>,

@@ -49,12 +49,15 @@ impl Results {
         self.records.push(record);
     }
 
-    /// One figure.
+    /// One figure: the median, where it was measured several times.
     pub fn figure(&self, scenario: &str, contestant: &str, bots: usize, name: &str) -> Option<f64> {
-        let mut records = self.records.iter().filter(|record| {
+        let records = self.records.iter().filter(|record| {
             record.scenario == scenario && record.contestant == contestant && record.bots == bots
         });
-        records.find_map(|record| record.figures.get(name).copied())
+        let mut all: Vec<f64> =
+            records.filter_map(|record| record.figures.get(name).copied()).collect();
+        all.sort_unstable_by(f64::total_cmp);
+        all.get(all.len() / 2).copied()
     }
 }
 

@@ -44,6 +44,8 @@ impl Scene {
             )
             .expect("a session");
         let room = new_room().expect("a room");
+        // Sessions load with the keys of our own device.
+        let own = DeviceData::from_account(&account);
         let (outbound, inbound) = account.create_group_session_pair_with_defaults(&room).await;
         store
             .save_pending_changes(matrix_sdk_crypto::store::types::PendingChanges {
@@ -54,7 +56,7 @@ impl Scene {
         let this = Self { store, room, session, inbound, outbound };
         let mut changes = this.changes();
         changes.devices = DeviceChanges {
-            new: vec![DeviceData::from_account(&other)],
+            new: vec![own, DeviceData::from_account(&other)],
             ..DeviceChanges::default()
         };
         this.store.save_changes(changes).await.expect("saves");

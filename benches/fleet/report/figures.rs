@@ -117,7 +117,7 @@ const WANTS: &[Want] = &[
         scenario: "burst",
         bots: &[100],
         name: "last_answer_ms",
-        says: "the same: the last answer",
+        says: "burst for bots not in memory: the last answer",
         unit: " ms",
         target: Target::Most(1000.0),
         target_says: "< 1,000 ms",

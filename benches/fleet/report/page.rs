@@ -23,7 +23,7 @@ pub fn render(results: &Results, rows: &[Row], old: &str, picture: &str) -> Stri
     let mut page = String::from(
         "# Performance\n\n\
          One command repeats all of this, and writes this page and the picture:\n\n\
-         ```sh\nscripts/bench            # about half an hour; --quick for a minute of smoke\n```\n\n\
+         ```sh\nscripts/bench            # about an hour; --quick: whether it works, in minutes\n```\n\n\
          Figures of different machines, and of different runs on a shared one, do not compare. So\n\
          everything here is measured side by side in one run: greenshield's real binary on a PostgreSQL\n\
          that is durable (`fsync` and `synchronous_commit` on), and the **ceiling**: the same protocol\n\
@@ -31,7 +31,8 @@ pub fn render(results: &Results, rows: &[Row], old: &str, picture: &str) -> Stri
          ends. Both are driven by the same program (`benches/fleet`), which plays the homeserver and the\n\
          humans on the same processors, with real keys and real ciphertexts. An answer counts once, in\n\
          its room, for the message that it relates to; of each measurement fifty are decrypted\n\
-         afterwards. Processor time is that of the process and of all of PostgreSQL's.\n\n",
+         afterwards. The contestants take turns; where a figure was measured several times, this is the\n\
+         median. Processor time is that of the process and of all of PostgreSQL's.\n\n",
     );
     for (name, value) in &results.machine {
         let _ = writeln!(page, "- {name}: {value}");

@@ -52,7 +52,7 @@ impl Curve {
         let (ours, ceiling) = (points("greenshield"), points("ceiling"));
         let all = || ours.iter().chain(&ceiling);
         let right = all().map(|(bots, _)| *bots).fold(10.0, f64::max);
-        let top = all().map(|(_, cost)| *cost).fold(0.0, f64::max) * 1.15;
+        let top = all().map(|(_, cost)| *cost).fold(0.0, f64::max) * 1.4;
         let mut chart = ChartBuilder::on(panel)
             .caption(self.title, ("sans-serif", 17))
             .margin(14)
@@ -65,6 +65,9 @@ impl Curve {
             .light_line_style(TRANSPARENT)
             .x_desc("bots in the fleet")
             .x_label_formatter(&|bots| format!("{bots:.0}"))
+            .y_label_formatter(&|cost| {
+                if top < 5.0 { format!("{cost:.1}") } else { format!("{cost:.0}") }
+            })
             .draw()?;
         for (says, points, color) in [
             ("greenshield, all committed", ours, GREEN),

@@ -30,13 +30,13 @@ pub async fn run(options: &Options, cluster: &Arc<Cluster>, results: &mut Result
     let talking = [Scenario::Warm, Scenario::Paced, Scenario::Cold];
     if talking.iter().any(|scenario| options.wants(*scenario)) {
         for bots in options.sizes(&[10, 100, 1000]) {
-            for kind in options.contestants() {
+            for kind in options.contestants().repeat(options.rounds) {
                 talk(options, cluster, results, kind, bots).await?;
             }
         }
     }
     let wants = |scenario| options.wants(scenario);
-    for kind in options.contestants() {
+    for kind in options.contestants().repeat(options.rounds) {
         if wants(Scenario::Burst) {
             results.add(burst::run(cluster, kind).await?);
         }
