@@ -53,7 +53,7 @@ impl Contact {
                 self.refused().await;
             }
         };
-        let never = async { tokio::join!(homeserver, refusals) };
+        let never = Box::pin(async { tokio::join!(homeserver, refusals) });
         stop.run_until_cancelled(never).await;
     }
 

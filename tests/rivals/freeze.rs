@@ -66,6 +66,8 @@ async fn a_process_that_was_frozen_at_work_writes_nothing_when_it_wakes() -> Res
     }
     each_answered_once(&frozen.pair.scene, &frozen.alice, &frozen.bot, &frozen.asked).await?;
     let looked = frozen.pair.is_whole().await?;
+    frozen.pair.trespass(&frozen.bot).await?;
+    ensure!(frozen.pair.is_whole().await.is_err(), "the watch is blind");
     let note = format!(
         "A process that was frozen for longer than its lease, in a call or in a commit, wrote nothing after it woke, and no ratchet was used twice: each message was answered once by the other, after at most {:.1} s with a lease of {LEASE} s ({looked}).",
         frozen.longest.as_secs_f64()

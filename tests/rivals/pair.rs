@@ -3,6 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
 use super::{quiet, watch};
@@ -134,6 +135,17 @@ impl Pair {
             "{writes} writes of workers, {} Megolm and {} Olm positions",
             ratchets.megolm, ratchets.olm
         ))
+    }
+
+    /// Writes, in the name of who does not work this bot, what only its worker may write.
+    pub async fn trespass(&self, bot: &Bot) -> Result<()> {
+        let stranger = NAMES[1 - self.works(bot).await?];
+        let url = watch::url(&self.database.url(), stranger);
+        let mut connection = PgConnection::connect(url.as_str()).await?;
+        let write = "UPDATE outbox SET attempts = attempts
+            WHERE bot_id = (SELECT bot_id FROM bots WHERE user_id = $1)";
+        sqlx::query(write).bind(&bot.user_id).execute(&mut connection).await?;
+        Ok(())
     }
 
     pub fn database_url(&self) -> url::Url {
