@@ -163,7 +163,12 @@ mod tests {
         let error = HomeserverError::refused(StatusCode::BAD_GATEWAY, None, b"<html>", "token");
         assert_eq!(error.errcode(), Some("M_UNKNOWN"));
         assert!(error.is_away());
-        let error = HomeserverError::refused(StatusCode::BAD_GATEWAY, None, b"{\"errcode\":\"X\"}", "token");
+        let error = HomeserverError::refused(
+            StatusCode::BAD_GATEWAY,
+            None,
+            b"{\"errcode\":\"X\"}",
+            "token",
+        );
         assert!(!error.is_away());
     }
 
