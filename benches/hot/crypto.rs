@@ -1,10 +1,12 @@
 //! What a bot does with matrix-sdk-crypto, on our store (`postgres`) and on the one in memory
-//! (`memory`): all of it in one task, as for one bot.
+//! (`memory`): all of it in one task, as for one bot. What a machine saves is gathered and committed
+//! after so many messages, as a busy worker does; that is inside the measurement.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use criterion::Criterion;
+use greenshield::store::{Fence, PgCryptoStore, Store};
 use matrix_sdk_crypto::OlmMachine;
 use ruma::{
     OwnedDeviceId, OwnedUserId, RoomId, UserId,
@@ -19,7 +21,10 @@ use crate::{
     pair::{DECRYPTION, Side, new_room},
 };
 
+/// Room keys that come together.
 const BATCH: usize = 50;
+/// Messages between two commits.
+const ROUND: usize = 20;
 
 #[derive(Clone, Copy)]
 enum On {
@@ -49,6 +54,8 @@ pub fn run(criterion: &mut Criterion, runtime: &Runtime, database: &Database) {
 struct Scene {
     human: Side,
     bot: Side,
+    /// Where the bot's rows go, and by what right.
+    gathered: Option<(Store, PgCryptoStore, Fence)>,
 }
 
 impl Scene {
@@ -58,18 +65,34 @@ impl Scene {
         let bot = OwnedUserId::try_from(format!("@bot_{name}:example.org"))?;
         let device = OwnedDeviceId::from("DEVICE");
         let human = Side::new(OlmMachine::new(&human, &device).await).await?;
+        let mut gathered = None;
         let machine = match on {
             On::Postgres => {
-                let store = database.bot(bot.as_str(), device.as_str()).await?;
+                let (store, fence) = database.bot(bot.as_str(), device.as_str()).await?;
+                let store = store.gathering();
+                gathered = Some((database.store.clone(), store.clone(), fence));
                 OlmMachine::with_store(&bot, &device, store, None).await?
             }
             On::Memory => OlmMachine::new(&bot, &device).await,
         };
         machine.set_room_key_requests_enabled(false);
-        let mut this = Self { human, bot: Side::new(machine).await? };
+        let mut this = Self { human, bot: Side::new(machine).await?, gathered };
         this.human.meet(&mut this.bot).await?;
         this.bot.meet(&mut this.human).await?;
+        this.commit().await?;
         Ok(this)
+    }
+
+    /// Writes what the bot's machine has saved.
+    async fn commit(&self) -> Result<()> {
+        let Some((database, store, fence)) = &self.gathered else { return Ok(()) };
+        let rows = store.take_gathered().await;
+        if !rows.is_empty() {
+            let mut tx = database.begin_fenced(*fence).await?;
+            rows.write(&mut tx).await?;
+            tx.commit().await?;
+        }
+        Ok(())
     }
 
     fn bot(&self) -> &UserId {
@@ -97,12 +120,12 @@ async fn decrypt(database: &Database, on: On, times: u64) -> Result<Duration> {
         messages.push(say(&scene.human, &room).await?);
     }
     let begun = Instant::now();
-    for message in &messages {
-        scene
-            .bot
-            .machine
-            .decrypt_room_event(message.cast_ref_unchecked(), &room, &DECRYPTION)
-            .await?;
+    for round in messages.chunks(ROUND) {
+        for message in round {
+            let message = message.cast_ref_unchecked();
+            scene.bot.machine.decrypt_room_event(message, &room, &DECRYPTION).await?;
+        }
+        scene.commit().await?;
     }
     Ok(begun.elapsed())
 }
@@ -112,8 +135,11 @@ async fn encrypt(database: &Database, on: On, times: u64) -> Result<Duration> {
     let room = new_room()?;
     scene.bot.room_key(&room, scene.human.machine.user_id()).await?;
     let begun = Instant::now();
-    for _ in 0..times {
+    for said in 1..=times {
         say(&scene.bot, &room).await?;
+        if said % ROUND as u64 == 0 || said == times {
+            scene.commit().await?;
+        }
     }
     Ok(begun.elapsed())
 }
@@ -125,6 +151,7 @@ async fn room_keys(database: &Database, on: On, times: u64, batch: usize) -> Res
         let keys = scene.human.room_keys(batch, scene.bot()).await?;
         let begun = Instant::now();
         let taken = scene.bot.receive(keys).await?;
+        scene.commit().await?;
         spent += begun.elapsed();
         ensure!(taken == batch, "{taken} of {batch} keys were taken");
     }

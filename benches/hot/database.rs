@@ -29,7 +29,7 @@ impl Database {
     }
 
     /// A new bot's store, with the right to write.
-    pub async fn bot(&self, user_id: &str, device_id: &str) -> Result<PgCryptoStore> {
+    pub async fn bot(&self, user_id: &str, device_id: &str) -> Result<(PgCryptoStore, Fence)> {
         let (bot, shard): (i64, i16) = sqlx::query_as(
             "INSERT INTO bots (user_id, device_id, created_at) VALUES ($1, $2, NOW())
             RETURNING bot_id, shard",
@@ -46,7 +46,8 @@ impl Database {
         .bind(owner)
         .fetch_one(self.store.pool())
         .await?;
-        Ok(PgCryptoStore::new(self.store.clone(), BotId(bot), Fence { shard, owner, number }))
+        let fence = Fence { shard, owner, number };
+        Ok((PgCryptoStore::new(self.store.clone(), BotId(bot), fence), fence))
     }
 
     pub async fn drop(self) {

@@ -28,7 +28,7 @@ struct Scene {
 impl Scene {
     async fn new(database: &Database) -> Self {
         let (user, device) = (user_id!("@bot_store:example.org"), device_id!("BOT"));
-        let store = database.bot(user.as_str(), device.as_str()).await.expect("a bot");
+        let (store, _) = database.bot(user.as_str(), device.as_str()).await.expect("a bot");
         let account = Account::with_device_id(user, device);
         let mut other =
             Account::with_device_id(user_id!("@other:example.org"), device_id!("OTHER"));

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::{span, warmed};
 use crate::{
@@ -26,6 +27,9 @@ use crate::{
 const NEW_KEY: usize = 10;
 /// One message in so many is a first contact.
 const FIRST_CONTACT: usize = 20;
+/// Verifications at a time.
+const VERIFICATIONS: usize = 4;
+const PATIENCE: Duration = Duration::from_secs(60);
 const PER_SECOND: usize = 400;
 
 pub async fn run(options: &Options, cluster: &Arc<Cluster>, kind: Kind) -> Result<Record> {
@@ -106,16 +110,16 @@ async fn verifiers(scene: &mut Scene) -> Result<Vec<Arc<Human>>> {
     scene.humans(count).await
 }
 
-/// One verification after the other, until `over`; how many came to a good end.
+/// A few verifications at a time, until `over`; how many came to a good end.
 async fn verify(scene: &Scene, humans: &[Arc<Human>], over: &AtomicBool) -> Result<usize> {
-    let mut verified = 0;
-    for (human, bot) in humans.iter().zip(&scene.bots) {
-        if over.load(Ordering::Relaxed) {
-            break;
-        }
-        let verifying = human.verify(&bot.user_id, &bot.device_id);
-        tokio::time::timeout(Duration::from_secs(60), verifying).await??;
-        verified += 1;
-    }
-    Ok(verified)
+    let pairs = humans.iter().zip(&scene.bots).take_while(|_| !over.load(Ordering::Relaxed));
+    let verified: Vec<()> = futures_util::stream::iter(pairs)
+        .map(async |(human, bot)| {
+            let verifying = human.verify(&bot.user_id, &bot.device_id);
+            tokio::time::timeout(PATIENCE, verifying).await?
+        })
+        .buffer_unordered(VERIFICATIONS)
+        .try_collect()
+        .await?;
+    Ok(verified.len())
 }
