@@ -234,7 +234,7 @@ mod tests {
 
     use super::*;
 
-    fn read(body: Value) -> Transaction {
+    fn read(body: &Value) -> Transaction {
         Transaction::read(body.to_string().as_bytes()).expect("an object")
     }
 
@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn synapse_sends_key_counts_under_two_names_at_once() {
         let counts = json!({"@bot:x": {"DEV": {"signed_curve25519": 42}}});
-        let transaction = read(json!({
+        let transaction = read(&json!({
             "events": [],
             "org.matrix.msc3202.device_one_time_keys_count": counts,
             "org.matrix.msc3202.device_one_time_key_counts": counts,
@@ -258,12 +258,12 @@ mod tests {
 
     #[test]
     fn a_drained_pool_is_zero_and_an_absent_device_is_no_news() {
-        let transaction = read(json!({
+        let transaction = read(&json!({
             "org.matrix.msc3202.device_one_time_keys_count": {"@bot:x": {"DEV": {}}},
         }));
         assert_eq!(transaction.key_counts[&key("@bot:x", "DEV")].one_time_keys, Some(0));
         assert_eq!(transaction.key_counts[&key("@bot:x", "DEV")].fallback_keys, None);
-        assert!(read(json!({"events": []})).key_counts.is_empty());
+        assert!(read(&json!({"events": []})).key_counts.is_empty());
     }
 
     #[test]
@@ -272,7 +272,7 @@ mod tests {
             json!({"type": "m.room.encrypted", "sender": "@a:x", "content": {}, "to_user_id": to,
                 "to_device_id": "DEV"})
         };
-        let transaction = read(json!({
+        let transaction = read(&json!({
             "to_device": [message("@one:x")],
             "de.sorunome.msc2409.to_device": [message("@two:x")],
             "device_lists": {"changed": ["@a:x"]},
@@ -288,7 +288,7 @@ mod tests {
     fn one_bad_item_does_not_reject_the_rest() {
         let good = json!({"event_id": "$1", "room_id": "!r:x", "sender": "@a:x", "type": "m.room.message",
             "origin_server_ts": 1, "content": {}});
-        let transaction = read(json!({
+        let transaction = read(&json!({
             "events": [7, {"event_id": "$0"}, good],
             "to_device": ["x", {"type": "t", "sender": "@a:x", "content": 3, "to_user_id": "@b:x", "to_device_id": "D"}],
             "org.matrix.msc3202.device_lists": {"changed": [null, "@a:x"]},

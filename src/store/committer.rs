@@ -34,7 +34,6 @@ pub struct Committer {
 
 impl Committer {
     /// A committer on this store, and its work, to be spawned.
-    #[must_use]
     pub fn new(store: Store, signals: Signals, clock: Clock) -> (Self, impl Future<Output = ()>) {
         let (submissions, mut queue) = mpsc::channel(MOST);
         let work = async move {

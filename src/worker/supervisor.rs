@@ -230,7 +230,7 @@ async fn run_step(context: &Context, machines: &Mutex<Machines>, briefing: Brief
     let started = std::time::Instant::now();
     let due = briefing.due;
     let kept = machines.lock().unwrap_or_else(PoisonError::into_inner).take(due.bot, fence);
-    let step = bot_worker::step(context, briefing, fence, kept);
+    let step = Box::pin(bot_worker::step(context, briefing, fence, kept));
     let Outcome { kept, progressed, mut rows, result } = caught(step).await;
     metrics::histogram!("greenshield_step_seconds").record(started.elapsed().as_secs_f64());
     rows.merge(match &result {

@@ -57,7 +57,7 @@ impl Story {
         let alice = Person::new(&self.scene.fake, name).await?;
         let bot = self.sign_up(&alice, name).await?;
         self.talk(&alice, &bot).await?;
-        self.to_device(&alice, &bot).await?;
+        self.say_to_device(&alice, &bot).await?;
         self.verify(&alice, &bot).await?;
         self.be_refused(&alice, &bot).await?;
         self.scene.greenshield.run(&["bots", "repair", &bot.user_id, "--new-device"])?;
@@ -154,7 +154,7 @@ impl Story {
         Ok(())
     }
 
-    async fn to_device(&mut self, alice: &Person, bot: &Bot) -> Result<()> {
+    async fn say_to_device(&mut self, alice: &Person, bot: &Bot) -> Result<()> {
         for (kind, more) in [
             ("org.example.custom", json!({})),
             (

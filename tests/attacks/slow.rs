@@ -38,7 +38,7 @@ async fn stranger(host: String, n: usize) -> Result<()> {
             Ok(Ok(0) | Err(_)) => return Ok(()),
             Ok(Ok(_)) => {}
             // A byte a second, from those who have begun to say something.
-            Err(_) if n % 4 != 0 => writing.write_all(b"x").await?,
+            Err(_) if !n.is_multiple_of(4) => writing.write_all(b"x").await?,
             Err(_) => {}
         }
     }

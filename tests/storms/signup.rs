@@ -38,7 +38,7 @@ async fn a_kill_at_any_write_of_a_signup_changes_nothing() -> Result<()> {
         let name = format!("crash{kills}");
         let bot = killed(&mut scene, &mut holds, &alice, &name, (skip, moment, fate)).await;
         let bot = bot.with_context(|| format!("{moment:?} {skip}, which {fate:?}"))?;
-        ensure!(scene.fake.devices(&bot.user_id) == [bot.device_id.clone()]);
+        ensure!(scene.fake.devices(&bot.user_id) == std::slice::from_ref(&bot.device_id));
         kills += 1;
     }
     let ratchets = scene.fake.ratchets()?;

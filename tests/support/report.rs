@@ -17,6 +17,7 @@ use super::random;
 /// same area and text are added up; `note` says, in a sentence, what was looked at afterwards.
 ///
 /// To be called at the end of a storm: one that fails has no row.
+#[expect(clippy::print_stdout, reason = "whoever runs the storms reads it")]
 pub fn row(area: &str, what: &str, times: u64, lost: u64, note: &str) {
     println!("{area}: {what}: {times} times, {lost} lost. {note}");
     let Some(path) = env::var_os("GREENSHIELD_RELIABILITY_REPORT") else { return };
@@ -44,6 +45,7 @@ pub fn is_large() -> bool {
 }
 
 /// Where the random choices of the storm `name` come from; printed, so that it can be repeated.
+#[expect(clippy::print_stdout, reason = "whoever runs the storms reads it")]
 pub fn seed(name: &str) -> u64 {
     let seed = number("GREENSHIELD_STORM_SEED")
         .map_or_else(|| u64::from(u32::from_le_bytes(random::bytes())), |seed| seed as u64);

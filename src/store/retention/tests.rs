@@ -38,7 +38,7 @@ async fn what_is_old_goes_and_what_is_young_or_open_stays() {
                 INSERT INTO events (event_id, room_id, sender, event_type, origin_server_ts,
                     received_at, sealed_event)
                     VALUES ('${name}', '!r', '@a:x', 't', 0, NOW() - INTERVAL '{age} days', '');
-                INSERT INTO event_log SELECT {bot}, event_seq, event_seq, 'ok', FALSE, NOW()
+                INSERT INTO event_log SELECT {bot}, event_seq, event_seq, 'ok', NOW()
                     FROM events WHERE event_id = '${name}';
                 INSERT INTO outbox (bot_id, room_id, txn_id, event_type, sealed_content, due_at,
                     created_at, finished_at, state)
