@@ -5,11 +5,10 @@
 //! and more rows, HTTP turns rows into responses.** Postgres is the only seam between them.
 //!
 //! ```text
-//!   homeserver ──transactions──▶ appservice ──▶ inbox ──▶ worker ──▶ crypto
+//!   homeserver ──transactions──▶ appservice ──▶ inbox ──▶ worker ──▶ crypto, responder
 //!        ▲                                                  │  │
 //!        │                                     event_log ◀──┘  └──▶ outbox ──▶ worker ──┐
-//!        │                                         │                  ▲                 │
-//!        │                                         └──▶ responder ────┘                 │
+//!        │                                                                              │
 //!        └───────────────────────────── homeserver client ◀─────────────────────────────┘
 //! ```
 //!
