@@ -20,7 +20,6 @@ async fn quiet(scene: &Scene) -> Result<()> {
     poll::until("nothing to be left to do", PATIENCE, async || {
         let left: i64 = sqlx::query_scalar(
             "SELECT (SELECT COUNT(*) FROM inbox WHERE waiting_for IS NULL AND kind <> 'reconcile')
-                + (SELECT COUNT(*) FROM event_log WHERE respond)
                 + (SELECT COUNT(*) FROM outbox WHERE state = 'queued')",
         )
         .fetch_one(&scene.sql)

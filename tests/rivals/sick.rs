@@ -182,6 +182,11 @@ async fn a_bot_with_damaged_rows_is_healed_or_says_so_and_others_go_on() -> Resu
             CREATE TRIGGER damage BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION damage()"
         );
         sqlx::raw_sql(AssertSqlSafe(damage)).execute(&ward.scene.sql).await?;
+        if table == "outbox" {
+            // An answer is read there only if it was not taken at once.
+            let send = format!("{}/send/", ward.sick.room);
+            ward.scene.fake.fault(&send, 1, Fault::refusal(500, "M_UNKNOWN"));
+        }
         let out = ward
             .comes_out(Outcome::Says(says), async |ward| {
                 let heal = format!("DROP TRIGGER damage ON {table}");

@@ -101,7 +101,6 @@ impl Village {
         let caught_up = poll::until("everything to be read and answered", PATIENCE, async || {
             let left: Option<i64> = sqlx::query_scalar(
                 "SELECT (SELECT COUNT(*) FROM inbox WHERE kind <> 'reconcile')
-                    + (SELECT COUNT(*) FROM event_log WHERE respond)
                     + (SELECT COUNT(*) FROM outbox WHERE state = 'queued')",
             )
             .fetch_optional(&self.scene.sql)
