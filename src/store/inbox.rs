@@ -19,8 +19,6 @@ pub enum Work {
     ToDevice(Value),
     /// How many one-time keys and which fallback keys the homeserver still holds.
     KeyCounts(KeyCounts),
-    /// Users whose devices changed.
-    DeviceLists(Vec<String>),
     /// A room event to read.
     RoomEvent(EventSeq),
     /// An invitation of the bot into a room.
@@ -69,7 +67,6 @@ impl Work {
         match self {
             Self::ToDevice(_) => "to_device",
             Self::KeyCounts(_) => "key_counts",
-            Self::DeviceLists(_) => "device_lists",
             Self::RoomEvent(_) => "room_event",
             Self::Invite(_) => "invite",
             Self::Reconcile => "reconcile",
@@ -87,7 +84,6 @@ impl Work {
         Ok(match self {
             Self::ToDevice(event) => Some(sealer.seal_json(TABLE, Some(bot), event)?),
             Self::KeyCounts(counts) => Some(sealer.seal_json(TABLE, Some(bot), counts)?),
-            Self::DeviceLists(users) => Some(sealer.seal_json(TABLE, Some(bot), users)?),
             Self::RoomEvent(_) | Self::Invite(_) | Self::Reconcile => None,
         })
     }
@@ -105,9 +101,6 @@ impl Work {
             }
             ("key_counts", _, Some(p)) => {
                 Some(Self::KeyCounts(sealer.open_json(TABLE, Some(bot), p)?))
-            }
-            ("device_lists", _, Some(p)) => {
-                Some(Self::DeviceLists(sealer.open_json(TABLE, Some(bot), p)?))
             }
             ("room_event", Some(event), _) => Some(Self::RoomEvent(EventSeq(event))),
             ("invite", Some(event), _) => Some(Self::Invite(EventSeq(event))),

@@ -223,9 +223,7 @@ impl Entries {
         let mut sorted = Self::default();
         for entry in entries {
             let list = match &entry.work {
-                Work::ToDevice(_) | Work::KeyCounts(_) | Work::DeviceLists(_) => {
-                    &mut sorted.for_machine
-                }
+                Work::ToDevice(_) | Work::KeyCounts(_) => &mut sorted.for_machine,
                 Work::RoomEvent(_) => &mut sorted.events,
                 Work::Invite(_) => &mut sorted.invites,
                 Work::Reconcile => &mut sorted.reconciles,

@@ -5,7 +5,7 @@
 //!
 //! 1. [`provision`]: if the bot is still being made, the steps of its signup; [`repair`]: if it has lost
 //!    its device, a new one;
-//! 2. [`receive`]: to-device messages, key counts and changed users, in one call;
+//! 2. [`receive`]: to-device messages and key counts, in one call;
 //! 3. [`reconcile`]: if asked, the to-device messages that transactions lost, and a look at what the
 //!    homeserver shows of the bot ([`guard`]);
 //! 4. [`undecrypted`]: room events: decrypted, logged, or parked until their key comes;

@@ -1,6 +1,5 @@
-//! To-device messages, key counts and changed users: into the machine, in one call.
+//! To-device messages and key counts: into the machine, in one call.
 
-use ruma::OwnedUserId;
 use tracing::{debug, warn};
 
 use super::{StepError, bot_worker::Step, verify};
@@ -22,9 +21,6 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
             Work::ToDevice(message) => changes.to_device.push(message),
             // The last word counts.
             Work::KeyCounts(counts) => changes.key_counts = Some(counts),
-            Work::DeviceLists(users) => changes
-                .changed_users
-                .extend(users.into_iter().filter_map(|user| OwnedUserId::try_from(user).ok())),
             Work::RoomEvent(_) | Work::Invite(_) | Work::Reconcile => {}
         }
     }
