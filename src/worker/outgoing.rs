@@ -55,9 +55,9 @@ async fn run_where(
     let mut refused = None;
     for _ in 0..ROUNDS {
         let mut requests = step.machine().await?.outgoing().await?;
+        step.kept().await?.has_requests = !requests.is_empty();
         requests.retain(|request| wanted(request.request()));
         if requests.is_empty() {
-            step.kept().await?.has_requests = false;
             break;
         }
         any = true;
