@@ -107,7 +107,10 @@ impl Desk {
     }
 
     async fn commit_one(&self, Submission { fence, rows, done }: Submission) {
-        let outcome = match self.write([fence].into(), |_| rows).await {
+        let if_held = |held: &HashSet<Fence>| {
+            if held.contains(&fence) { rows } else { Rows::default() }
+        };
+        let outcome = match self.write([fence].into(), if_held).await {
             Ok(held) => held.contains(&fence).then_some(()).ok_or(StoreError::LeaseLost),
             Err(error) => Err(error),
         };
@@ -141,5 +144,50 @@ impl Desk {
             self.signals.give(signal);
         }
         Ok(held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::BotId,
+        store::{bots::Note, testing::database},
+    };
+
+    fn note(bot: BotId, clock: &Clock) -> Rows {
+        let note = Note { bot, error: Some("said".to_owned()), at: clock.now() };
+        Rows { notes: [(bot, note)].into(), ..Rows::default() }
+    }
+
+    /// Alone and together with others, whose rows are written.
+    #[tokio::test]
+    async fn nothing_is_written_under_a_lost_lease() {
+        let database = database().await;
+        let clock = Clock::system();
+        let (lost, kept) = (database.bot("@a:x", "A").await, database.bot("@b:x", "B").await);
+        let old = database.lease(lost).await;
+        database.lease(lost).await;
+        let good = database.lease(kept).await;
+        let desk = Desk {
+            store: database.store.clone(),
+            signals: Signals::default(),
+            clock: clock.clone(),
+        };
+        for together in [false, true] {
+            let (done, outcome) = oneshot::channel();
+            let mut all = vec![Submission { fence: old, rows: note(lost, &clock), done }];
+            let (done, other) = oneshot::channel();
+            if together {
+                all.push(Submission { fence: good, rows: note(kept, &clock), done });
+            }
+            desk.commit_all(all).await;
+            assert!(matches!(outcome.await, Ok(Err(StoreError::LeaseLost))));
+            assert_eq!(matches!(other.await, Ok(Ok(()))), together);
+            let said = "SELECT COALESCE(STRING_AGG(user_id, ' '), '') FROM bots
+                WHERE last_error = 'said'";
+            let expected = if together { "@b:x" } else { "" };
+            assert_eq!(database.text(said).await, expected);
+        }
     }
 }
