@@ -180,6 +180,8 @@ mod tests {
             let (done, other) = oneshot::channel();
             if together {
                 all.push(Submission { fence: good, rows: note(kept, &clock), done });
+            } else {
+                drop(done);
             }
             desk.commit_all(all).await;
             assert!(matches!(outcome.await, Ok(Err(StoreError::LeaseLost))));
