@@ -16,7 +16,7 @@ use super::{
     wire::{RoomEvent, ToDevice, Transaction},
 };
 use crate::{
-    model::{BotId, EventSeq, foreign},
+    model::{BotId, EventSeq},
     store::{
         Connection, Sealer, StoreError, bots, device_lists, events,
         events::NewEvent,
@@ -173,8 +173,8 @@ async fn route_events(
                 facts.push((event.room_id.clone(), Fact::Unwatched));
             }
             if !invited.is_empty() {
-                recipients.push((event.event_id.clone(), invited, true));
-                stored.push(new_event(event));
+                recipients.push((event.event_id, invited, true));
+                stored.extend(NewEvent::read(event.room_id, event.json));
             }
         } else if event.state_key.is_none() {
             let readers: Vec<BotId> = joined
@@ -185,8 +185,8 @@ async fn route_events(
                 .map(|(_, bot)| *bot)
                 .collect();
             if !readers.is_empty() {
-                recipients.push((event.event_id.clone(), readers, false));
-                stored.push(new_event(event));
+                recipients.push((event.event_id, readers, false));
+                stored.extend(NewEvent::read(event.room_id, event.json));
             }
         }
     }
@@ -207,19 +207,4 @@ async fn route_events(
         }));
     }
     Ok(())
-}
-
-fn new_event(event: RoomEvent) -> NewEvent {
-    // Whatever else stands there is no session's id, and is looked for in vain.
-    let session_id = event.content_str("session_id").filter(|id| foreign::is_id(id));
-    let session_id = session_id.map(ToOwned::to_owned);
-    NewEvent {
-        event_id: event.event_id,
-        room_id: event.room_id,
-        sender: event.sender,
-        event_type: event.event_type,
-        session_id,
-        origin_server_ts: event.origin_server_ts,
-        json: event.json,
-    }
 }

@@ -51,8 +51,6 @@ pub struct RoomEvent {
     pub event_type: String,
     /// Set for state events.
     pub state_key: Option<String>,
-    /// Milliseconds.
-    pub origin_server_ts: i64,
     /// All of it.
     pub json: Value,
 }
@@ -172,7 +170,6 @@ impl RoomEvent {
                 Some(_) => Some(id("state_key")?),
                 None => None,
             },
-            origin_server_ts: json.get("origin_server_ts").and_then(Value::as_i64).unwrap_or(0),
             json,
         })
     }

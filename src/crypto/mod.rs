@@ -33,7 +33,7 @@ pub use self::{
 use crate::store::{
     Fence, Store,
     bots::Bot,
-    crypto_store::{self, CryptoRows, PgCryptoStore},
+    crypto_store::{self, CryptoRows, PgCryptoStore, Prefetched},
 };
 
 /// Bots read what anybody writes; whom to trust is for their owners to say, with what we tell them.
@@ -97,13 +97,20 @@ pub struct BotMachine {
 
 impl BotMachine {
     /// Opens a bot's machine from the database, making its Olm account if it has none. What it saves is
-    /// gathered, and belongs to `fence`.
+    /// gathered, and belongs to `fence`. What of its rows is `prefetched` is not read again.
     ///
     /// # Errors
     ///
     /// If the store fails, or what it holds is of another device.
-    pub async fn open(store: &Store, fence: Fence, bot: &Bot) -> Result<Self, CryptoError> {
-        let store = PgCryptoStore::new(store.clone(), bot.id, fence).gathering();
+    pub async fn open(
+        store: &Store,
+        fence: Fence,
+        bot: &Bot,
+        prefetched: Prefetched,
+    ) -> Result<Self, CryptoError> {
+        let store = PgCryptoStore::new(store.clone(), bot.id, fence)
+            .gathering()
+            .with_prefetched(prefetched);
         let machine =
             OlmMachine::with_store(&bot.user_id, &bot.device_id, store.clone(), None).await?;
         // A bot has one device: there is nobody of its own to ask for a key.

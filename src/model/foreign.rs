@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+use vodozemac::megolm::MegolmMessage;
+
 /// The most that any id of Matrix may have, in bytes.
 const ID_BYTES: usize = 255;
 
@@ -45,8 +47,16 @@ pub fn known_word(word: &str, known: &[&'static str]) -> &'static str {
     known.iter().find(|known| **known == word).copied().unwrap_or(OTHER)
 }
 
+/// Which message of its Megolm session this ciphertext is. `None` for what no session made.
+#[must_use]
+pub fn message_index(ciphertext: &str) -> Option<u32> {
+    Some(MegolmMessage::from_base64(ciphertext).ok()?.message_index())
+}
+
 #[cfg(test)]
 mod tests {
+    use vodozemac::megolm::{GroupSession, SessionConfig};
+
     use super::*;
 
     #[test]
@@ -61,6 +71,16 @@ mod tests {
         ] {
             assert_eq!(&*without_nul(json.as_bytes()), clean.as_bytes(), "{json}");
         }
+    }
+
+    #[test]
+    fn messages_of_a_session_are_numbered() {
+        let mut session = GroupSession::new(SessionConfig::version_1());
+        for index in 0..300 {
+            assert_eq!(message_index(&session.encrypt("x").to_base64()), Some(index));
+        }
+        assert_eq!(message_index("bm90aGluZw"), None);
+        assert_eq!(message_index("\u{fffd}"), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::Value;
 use sqlx::PgConnection;
 
 use super::{Sealer, StoreError};
-use crate::model::{BotId, Decryption, EventSeq};
+use crate::model::{BotId, Decryption, EventSeq, foreign};
 
 const TABLE: &str = "events";
 
@@ -24,10 +24,36 @@ pub struct NewEvent {
     pub event_type: String,
     /// The Megolm session, if it is encrypted.
     pub session_id: Option<String>,
+    /// Which message of the session it is.
+    pub message_index: Option<u32>,
     /// Milliseconds, as the sender's homeserver says.
     pub origin_server_ts: i64,
     /// The whole event.
     pub json: Value,
+}
+
+impl NewEvent {
+    /// An event of this room from its JSON; `None` if it lacks what every event has, or has it as no
+    /// event may. What stands where a session's id belongs and is none is looked for in vain.
+    #[must_use]
+    pub fn read(room_id: String, json: Value) -> Option<Self> {
+        let id = |value: Option<&Value>| {
+            value?.as_str().filter(|id| foreign::is_id(id)).map(ToOwned::to_owned)
+        };
+        let content = |key| json.get("content")?.get(key);
+        Some(Self {
+            event_id: id(json.get("event_id"))?,
+            room_id,
+            sender: id(json.get("sender"))?,
+            event_type: id(json.get("type"))?,
+            session_id: id(content("session_id")),
+            message_index: content("ciphertext")
+                .and_then(Value::as_str)
+                .and_then(foreign::message_index),
+            origin_server_ts: json.get("origin_server_ts").and_then(Value::as_i64).unwrap_or(0),
+            json,
+        })
+    }
 }
 
 /// A stored event, opened.
@@ -45,6 +71,10 @@ pub struct StoredEvent {
     pub event_type: String,
     /// The Megolm session, if it is encrypted.
     pub session_id: Option<String>,
+    /// Which message of the session it is.
+    pub message_index: Option<i64>,
+    /// Whether an earlier event was this very message, and was read: then this one is a replay.
+    pub replayed: bool,
     /// Milliseconds, as the sender's homeserver says.
     pub origin_server_ts: i64,
     /// When we got it.
@@ -74,6 +104,7 @@ pub async fn store(
     let mut senders = Vec::with_capacity(events.len());
     let mut types = Vec::with_capacity(events.len());
     let mut sessions = Vec::with_capacity(events.len());
+    let mut indices = Vec::with_capacity(events.len());
     let mut timestamps = Vec::with_capacity(events.len());
     let mut sealed = Vec::with_capacity(events.len());
     for event in events {
@@ -82,6 +113,7 @@ pub async fn store(
         senders.push(event.sender.clone());
         types.push(event.event_type.clone());
         sessions.push(event.session_id.clone());
+        indices.push(event.message_index.map(i64::from));
         timestamps.push(event.origin_server_ts);
         sealed.push(sealer.seal_json(TABLE, None, &event.json)?);
     }
@@ -89,16 +121,17 @@ pub async fn store(
         r#"-- events.store
         WITH new AS (
             INSERT INTO events (
-                event_id, room_id, sender, event_type, session_id, origin_server_ts, received_at,
-                sealed_event
+                event_id, room_id, sender, event_type, session_id, message_index,
+                origin_server_ts, received_at, sealed_event
             )
-            SELECT event_id, room_id, sender, event_type, session_id, origin_server_ts, $8, sealed
+            SELECT event_id, room_id, sender, event_type, session_id, message_index,
+                origin_server_ts, $9, sealed
             FROM UNNEST(
                 $1::TEXT[], $2::TEXT[], $3::TEXT[], $4::TEXT[], $5::TEXT[], $6::BIGINT[],
-                $7::BYTEA[]
+                $7::BIGINT[], $8::BYTEA[]
             ) WITH ORDINALITY AS new (
-                event_id, room_id, sender, event_type, session_id, origin_server_ts, sealed,
-                position
+                event_id, room_id, sender, event_type, session_id, message_index,
+                origin_server_ts, sealed, position
             )
             ORDER BY position
             ON CONFLICT (event_id) DO NOTHING
@@ -112,6 +145,7 @@ pub async fn store(
         &senders,
         &types,
         &sessions as &[Option<String>],
+        &indices as &[Option<i64>],
         &timestamps,
         &sealed,
         now,
@@ -136,12 +170,17 @@ pub async fn load(
     }
     let ids: Vec<i64> = events.iter().map(|e| e.0).collect();
     let rows = sqlx::query!(
-        "-- events.load
-        SELECT event_seq, event_id, room_id, sender, event_type, session_id, origin_server_ts,
-            received_at, sealed_event, sealed_clear
-        FROM events
+        r#"-- events.load
+        SELECT event_seq, event_id, room_id, sender, event_type, session_id, message_index,
+            origin_server_ts, received_at, sealed_event, sealed_clear,
+            EXISTS (
+                SELECT FROM events earlier
+                WHERE earlier.session_id = e.session_id AND earlier.message_index = e.message_index
+                    AND earlier.event_seq < e.event_seq AND earlier.sealed_clear IS NOT NULL
+            ) AS "replayed!"
+        FROM events e
         WHERE event_seq = ANY($1)
-        ORDER BY event_seq",
+        ORDER BY event_seq"#,
         &ids,
     )
     .fetch_all(conn)
@@ -160,6 +199,8 @@ pub async fn load(
                 sender: row.sender,
                 event_type: row.event_type,
                 session_id: row.session_id,
+                message_index: row.message_index,
+                replayed: row.replayed,
                 origin_server_ts: row.origin_server_ts,
                 received_at: row.received_at,
                 json,

@@ -302,7 +302,13 @@ pub async fn take_back(conn: &mut PgConnection, signup: SignupId) -> Result<bool
             USING signups s
             WHERE s.signup_id = $1 AND s.bot_id = b.bot_id AND b.state = 'provisioning'
                 AND s.steps -> 'user' = 'false'
-            RETURNING s.code_id
+            RETURNING b.bot_id, s.code_id
+        ), woken AS (
+            DELETE FROM bot_queue WHERE bot_id IN (SELECT bot_id FROM gone)
+        ), given AS (
+            DELETE FROM inbox WHERE bot_id IN (SELECT bot_id FROM gone)
+        ), asked AS (
+            DELETE FROM outbox WHERE bot_id IN (SELECT bot_id FROM gone)
         )
         UPDATE signup_codes c SET used = GREATEST(used - 1, 0)
         FROM gone

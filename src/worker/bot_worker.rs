@@ -10,7 +10,7 @@ use chrono::{DateTime, Duration, Utc};
 use tracing::debug;
 
 use super::{
-    Context, StepError, invites, machines::Kept, outgoing, provision, receive, reconcile, repair,
+    Context, StepError, invites, machines::Kept, outgoing, prefetch::Prefetch, provision, receive, reconcile, repair,
     send, undecrypted, verify,
 };
 use crate::{
@@ -48,6 +48,8 @@ pub(super) struct Step<'a> {
     pub bot: Bot,
     pub actor: Actor,
     pub fence: Fence,
+    /// What its machine reads first.
+    pub prefetch: &'a Prefetch,
     /// What was changed and not committed yet.
     pub rows: Rows,
     /// What is known of the rooms that this step is about.
@@ -164,6 +166,7 @@ impl<'a> Step<'a> {
 pub(super) async fn step(
     context: &Context,
     briefing: Briefing,
+    prefetch: &Prefetch,
     fence: Fence,
     kept: Option<Kept>,
 ) -> Outcome {
@@ -174,6 +177,7 @@ pub(super) async fn step(
         bot,
         actor,
         fence,
+        prefetch,
         rows: Rows::default(),
         rooms: briefing.rooms,
         device_epoch: briefing.device_epoch,

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::{StepError, backoff, bot_worker::Step, outgoing, send};
 use crate::{
     config::InvitePolicy,
-    model::{EventSeq, foreign},
+    model::EventSeq,
     store::{
         StoreError, events,
         events::{NewEvent, StoredEvent},
@@ -114,27 +114,13 @@ async fn read_back(
     // Learned before the first answer: whether this room is encrypted, and who is in it.
     send::known_room(step, room).await?;
     let recent = step.homeserver().await?.recent_events(&step.actor, room, LOOK_BACK).await?;
-    let text =
-        |event: &Value, key: &str| event.get(key).and_then(Value::as_str).map(ToOwned::to_owned);
     let mut missed: Vec<NewEvent> = recent
         .into_iter()
-        .take_while(|event| text(event, "event_id").as_deref() != Some(invite.event_id.as_str()))
-        .filter(|event| event.get("state_key").is_none())
-        .filter_map(|json| {
-            Some(NewEvent {
-                event_id: text(&json, "event_id")?,
-                room_id: room.to_string(),
-                sender: text(&json, "sender")?,
-                event_type: text(&json, "type")?,
-                session_id: json
-                    .pointer("/content/session_id")
-                    .and_then(Value::as_str)
-                    .filter(|id| foreign::is_id(id))
-                    .map(ToOwned::to_owned),
-                origin_server_ts: json.get("origin_server_ts").and_then(Value::as_i64)?,
-                json,
-            })
+        .take_while(|event| {
+            event.get("event_id").and_then(Value::as_str) != Some(invite.event_id.as_str())
         })
+        .filter(|event| event.get("state_key").is_none())
+        .filter_map(|event| NewEvent::read(room.to_string(), event))
         .filter(|event| event.sender != step.bot.user_id.as_str())
         .collect();
     missed.reverse();

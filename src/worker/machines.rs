@@ -98,6 +98,11 @@ impl Machines {
         (kept.fence == fence).then_some(kept)
     }
 
+    /// Whether a bot's machine is here.
+    pub(super) fn has(&self, bot: BotId) -> bool {
+        self.kept.contains_key(&bot)
+    }
+
     /// Puts a machine back.
     pub(super) fn put(&mut self, bot: BotId, kept: Kept) {
         let bytes = kept.machine.bytes();

@@ -31,6 +31,7 @@ mod invites;
 mod lost;
 mod machines;
 mod outgoing;
+mod prefetch;
 mod provision;
 mod receive;
 mod reconcile;

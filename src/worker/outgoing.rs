@@ -10,7 +10,7 @@ use matrix_sdk_crypto::types::requests::{
 use ruma::{
     OwnedUserId, TransactionId,
     api::client::{
-        keys::{get_keys, upload_signatures},
+        keys::{claim_keys, get_keys, upload_signatures},
         message::send_message_event,
         to_device::send_event_to_device,
     },
@@ -108,15 +108,22 @@ async fn send_one(
             step.machine().await?.mark_sent(id, &answer).await?;
         }
         AnyOutgoingRequest::KeysQuery(request) => device_keys::answer(step, id, request).await?,
-        AnyOutgoingRequest::KeysClaim(request) => {
-            let answer =
-                step.homeserver().await?.send((&step.actor).into(), request.clone()).await?;
-            step.machine().await?.mark_sent(id, &answer).await?;
-        }
+        AnyOutgoingRequest::KeysClaim(request) => claim(step, id, request.clone()).await?,
         AnyOutgoingRequest::ToDeviceRequest(request) => to_device(step, request).await?,
         AnyOutgoingRequest::SignatureUpload(request) => signatures(step, request.clone()).await?,
         AnyOutgoingRequest::RoomMessage(request) => room_message(step, request).await?,
     }
+    Ok(())
+}
+
+/// A `/keys/claim`. It tells nobody anything of ours, and so need not wait for a commit.
+pub(super) async fn claim(
+    step: &mut Step<'_>,
+    id: &TransactionId,
+    request: claim_keys::v3::Request,
+) -> Result<(), StepError> {
+    let answer = step.context.homeserver.send((&step.actor).into(), request).await?;
+    step.machine().await?.mark_sent(id, &answer).await?;
     Ok(())
 }
 

@@ -37,16 +37,17 @@ const SALVAGED: i64 = 1000;
 /// affair, which is begun here.
 pub(super) async fn open_machine(step: &mut Step<'_>) -> Result<BotMachine, StepError> {
     let (store, bot) = (&step.context.store, step.bot.clone());
-    let mut conn = store.connection().await?;
-    let has_account = bots::has_account(&mut conn, bot.id).await?;
-    let may_make = has_account
-        || bot.state != BotState::Active
-        || repairs::open(&mut conn, bot.id).await?.is_some_and(|repair| repair.switched);
-    drop(conn);
-    if !may_make {
-        return Err(account_lost(step, "missing").await);
+    let prefetched = step.prefetch.take(store, bot.id).await?;
+    if bot.state == BotState::Active && !prefetched.has_account() {
+        let mut conn = store.connection().await?;
+        let may_make = bots::has_account(&mut conn, bot.id).await?
+            || repairs::open(&mut conn, bot.id).await?.is_some_and(|repair| repair.switched);
+        drop(conn);
+        if !may_make {
+            return Err(account_lost(step, "missing").await);
+        }
     }
-    match BotMachine::open(store, step.fence, &bot).await {
+    match BotMachine::open(store, step.fence, &bot, prefetched).await {
         Ok(machine) => Ok(machine),
         Err(error) => match account(step).await {
             Ok(Account::Lost(how)) if bot.state == BotState::Active => {

@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 
 use super::{StepError, backoff, bot_worker::Step, device_keys, machines::ReadyRoom, outgoing};
 use crate::{
-    crypto::RoomSettings,
+    crypto::{RoomSettings, ShareRequests},
     homeserver::{Actor, Homeserver},
     store::{
         StoreError,
@@ -185,14 +185,19 @@ async fn prepare(
         });
     };
     let state = ReadyRoom { version: room.version, epoch: step.device_epoch };
-    let mut devices = 0;
+    let mut keys = None;
     if !step.kept().await?.may_encrypt(room_id, state) {
         let settings = RoomSettings::new(encryption, &room.history_visibility)?;
         let readers = readers(step, room_id, &room).await?;
-        devices = share_key(step, room_id, &readers, &settings).await?;
+        keys = Some(room_key(step, room_id, &readers, &settings).await?);
+    }
+    // Before the keys are sent, so that one commit does for both: nobody can read it without them.
+    let encrypted = step.machine().await?.encrypt(room_id, event_type, content).await?;
+    let mut devices = 0;
+    if let Some(keys) = keys {
+        devices = give(step, keys).await?;
         step.kept().await?.note_ready(room_id, state);
     }
-    let encrypted = step.machine().await?.encrypt(room_id, event_type, content).await?;
     Ok(Prepared {
         event_type: "m.room.encrypted".to_owned(),
         content: encrypted.content,
@@ -269,25 +274,27 @@ async fn readers(
     Ok(readers)
 }
 
-/// Gives the room key to every device of `readers` that lacks it, and tells to how many it went.
-async fn share_key(
+/// The messages that give the room's key to every device of `readers` that lacks it.
+async fn room_key(
     step: &mut Step<'_>,
     room_id: &RoomId,
     readers: &[OwnedUserId],
     settings: &RoomSettings,
-) -> Result<usize, StepError> {
+) -> Result<ShareRequests, StepError> {
     step.machine().await?.track(readers).await?;
     // Devices that changed, and those of users who are new to us, are asked for first.
     device_keys::look(step).await?;
     outgoing::run_keys(step).await?;
     if let Some((id, claim)) = step.machine().await?.missing_sessions(readers).await? {
-        let homeserver = step.homeserver().await?;
-        let answer = homeserver.send((&step.actor).into(), claim).await?;
-        step.machine().await?.mark_sent(&id, &answer).await?;
+        outgoing::claim(step, &id, claim).await?;
     }
-    let requests = step.machine().await?.share_room_key(room_id, readers, settings).await?;
+    Ok(step.machine().await?.share_room_key(room_id, readers, settings).await?)
+}
+
+/// Sends what [`room_key`] made, and tells to how many devices the key went.
+async fn give(step: &mut Step<'_>, keys: ShareRequests) -> Result<usize, StepError> {
     let mut devices = 0;
-    for request in requests {
+    for request in keys {
         let withheld = request.event_type.to_string() != "m.room.encrypted";
         if !withheld {
             devices +=

@@ -19,6 +19,7 @@ use super::{
     Context, StepError, backoff,
     bot_worker::{self, Outcome},
     machines::{Kept, Machines},
+    prefetch::Prefetch,
     reconcile,
     retention::Retention,
 };
@@ -169,8 +170,9 @@ impl Supervisor {
         let sealer = self.context.store.sealer();
         let claimed = briefing::claim(&mut conn, sealer, &shards, &busy, now, limit).await?;
         let full = claimed.ready.len() == room;
+        let prefetch = Arc::new(self.prefetch(&claimed.ready));
         for briefing in claimed.ready {
-            self.start(briefing);
+            self.start(briefing, Arc::clone(&prefetch));
         }
         for due in claimed.unreadable {
             self.put_off_unreadable(due).await;
@@ -184,7 +186,12 @@ impl Supervisor {
         Ok(wait.clamp(Duration::from_millis(1), LOOK_ANYWAY))
     }
 
-    fn start(&mut self, briefing: Briefing) {
+    fn prefetch(&self, briefings: &[Briefing]) -> Prefetch {
+        let machines = self.lock_machines();
+        Prefetch::new(briefings.iter().filter(|briefing| !machines.has(briefing.bot.id)))
+    }
+
+    fn start(&mut self, briefing: Briefing, prefetch: Arc<Prefetch>) {
         let Some(fence) = self.fences.get(&briefing.due.shard).copied() else { return };
         let context = self.context.clone();
         let machines = Arc::clone(&self.machines);
@@ -192,7 +199,7 @@ impl Supervisor {
         self.busy.insert(bot);
         let span = tracing::info_span!("worker.step", %bot);
         let task = async move {
-            run_step(&context, &machines, briefing, fence).await;
+            run_step(&context, &machines, briefing, &prefetch, fence).await;
             bot
         };
         let handle = self.steps.spawn(task.instrument(span));
@@ -226,11 +233,17 @@ impl Supervisor {
 
 /// One step of one bot, and what follows from how it ended. A panic is caught, counted, and hurts only
 /// this step.
-async fn run_step(context: &Context, machines: &Mutex<Machines>, briefing: Briefing, fence: Fence) {
+async fn run_step(
+    context: &Context,
+    machines: &Mutex<Machines>,
+    briefing: Briefing,
+    prefetch: &Prefetch,
+    fence: Fence,
+) {
     let started = std::time::Instant::now();
     let due = briefing.due;
     let kept = machines.lock().unwrap_or_else(PoisonError::into_inner).take(due.bot, fence);
-    let step = Box::pin(bot_worker::step(context, briefing, fence, kept));
+    let step = Box::pin(bot_worker::step(context, briefing, prefetch, fence, kept));
     let Outcome { kept, progressed, mut rows, result } = caught(step).await;
     metrics::histogram!("greenshield_step_seconds").record(started.elapsed().as_secs_f64());
     rows.merge(match &result {

@@ -4,9 +4,13 @@
 //! ours sent: what it says lies in that bot's outbox, and no keys travel between our own bots. One whose
 //! key is missing keeps its place in the inbox: it is tried again when its key comes, when another bot
 //! decrypts it, and now and then; and a missing key makes the bot ask for to-device messages that got
-//! lost. A command is answered in the commit that logs it.
+//! lost. A message that comes again under another event id is a replay, and is not read again. A
+//! command is answered in the commit that logs it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use chrono::Duration;
 use ruma::RoomId;
@@ -40,10 +44,11 @@ pub(super) async fn run(
     entries: Vec<Entry>,
     events: &Events,
 ) -> Result<(), StepError> {
+    let mut heard = Messages::new();
     for entry in entries {
         let Work::RoomEvent(seq) = entry.work else { continue };
         match events.get(&seq) {
-            Some(event) if !entry.logged => read(step, &entry, event).await?,
+            Some(event) if !entry.logged => read(step, &entry, event, &mut heard).await?,
             // Logged before: nothing is left to do for it.
             Some(_) => step.rows.done.push(entry.id),
             // Its row is gone or damaged: nothing can be done for it.
@@ -56,16 +61,25 @@ pub(super) async fn run(
     Ok(())
 }
 
+/// Messages of Megolm sessions, by session and index.
+type Messages = HashSet<(String, i64)>;
+
 /// How one event reads.
 enum Reading {
     Clear { json: Value, how: Decryption, fresh: bool },
     Not(Undecryptable),
 }
 
-async fn read(step: &mut Step<'_>, entry: &Entry, event: &StoredEvent) -> Result<(), StepError> {
+async fn read(
+    step: &mut Step<'_>,
+    entry: &Entry,
+    event: &StoredEvent,
+    heard: &mut Messages,
+) -> Result<(), StepError> {
     let patience = if step.is_ours(&event.sender) { GIVE_UP_OURS_AFTER } else { GIVE_UP_AFTER };
-    match reading(step, entry, event).await? {
+    match reading(step, entry, event, heard).await? {
         Reading::Clear { json, how, fresh } => {
+            heard.extend(event.session_id.clone().zip(event.message_index));
             // A verification must have been fed before the event counts as seen.
             if let Some(message) = VerificationMessage::from_room_event(&json) {
                 verify::heard_in_room(step, &message, &json).await?;
@@ -95,11 +109,17 @@ async fn reading(
     step: &mut Step<'_>,
     entry: &Entry,
     event: &StoredEvent,
+    heard: &Messages,
 ) -> Result<Reading, StepError> {
     let how = if entry.attempts > 0 { Decryption::Late } else { Decryption::Ok };
     if event.event_type != "m.room.encrypted" {
         let json = with_room(event.json.clone(), &event.room_id);
         return Ok(Reading::Clear { json, how: Decryption::Plain, fresh: false });
+    }
+    let message = event.session_id.clone().zip(event.message_index);
+    if event.replayed || message.is_some_and(|message| heard.contains(&message)) {
+        // A client uses each number once: a homeserver brings its message again under another id.
+        return Ok(Reading::Not(Undecryptable::Never("replayed")));
     }
     if let Some(clear) = &event.clear {
         return Ok(Reading::Clear { json: clear.clone(), how, fresh: false });

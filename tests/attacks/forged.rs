@@ -146,6 +146,36 @@ async fn olm_messages_count_only_from_their_sender_to_their_device() -> Result<(
     Ok(())
 }
 
+/// In the same batch, and when the first is read already; to each of two bots.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_comes_again_under_another_id_is_not_read_again() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let other = scene.bot(&alice).await?;
+    let room = scene.fake.room(&alice.user_id, true, &[&bot.user_id, &other.user_id]);
+    alice.ping(&room).await?;
+    let content = alice.encrypt(&room, "!ping", true).await?;
+    let say = || scene.fake.say(&room, &alice.user_id, "m.room.encrypted", None, content.clone());
+    scene.fake.hold_events(true);
+    let (first, at_once) = (say(), say());
+    scene.fake.hold_events(false);
+    ensure!(logged(&scene, &first).await? == "ok", "the message itself is read");
+    scene.settled().await?;
+    let replays = [at_once, say()];
+    for replay in &replays {
+        ensure!(logged(&scene, replay).await? == "failed", "a replay was read");
+    }
+    alice.ping(&room).await?;
+    scene.settled().await?;
+    let read = alice.read(&room).await?;
+    let answers = |id: &String| read.iter().filter(|r| r.answers.as_ref() == Some(id)).count();
+    ensure!(answers(&first) == 2, "each bot answers it once: {read:?}");
+    ensure!(replays.iter().all(|replay| answers(replay) == 0), "a replay was answered: {read:?}");
+    unharmed(&scene).await?;
+    let note = "under new event ids, in the same batch and later: not read, not answered";
+    report::row("Attackers", "Replayed room messages", 2, 0, note);
+    Ok(())
+}
+
 /// The same message in another wrapping is the same message.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_room_key_that_is_replayed_in_new_wrappings_changes_nothing() -> Result<()> {

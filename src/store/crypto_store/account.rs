@@ -13,21 +13,28 @@ const TABLE: &str = "crypto_accounts";
 
 /// The account, if there is one; remembers who it is.
 pub(super) async fn load(store: &PgCryptoStore) -> Result<Option<Account>> {
+    let prefetched = store.prefetched().account.take();
+    let row = match prefetched {
+        Some(row) => Some(row),
+        None => from_database(store).await?,
+    };
+    let Some((identity_key, sealed)) = row else { return Ok(None) };
+    let pickle = store.open(TABLE, &[&identity_key], &sealed)?;
+    let account = Account::from_pickle(pickle).map_err(|_| PgCryptoStoreError::Pickle(TABLE))?;
+    store.set_static_account(account.static_data().clone());
+    Ok(Some(account))
+}
+
+async fn from_database(store: &PgCryptoStore) -> Result<Option<(String, Vec<u8>)>> {
     store.settle().await?;
-    let Some(row) = sqlx::query!(
+    let row = sqlx::query!(
         "-- crypto_store.account.load
         SELECT identity_key, sealed_account FROM crypto_accounts WHERE bot_id = $1",
         store.bot.0,
     )
     .fetch_optional(store.pool())
-    .await?
-    else {
-        return Ok(None);
-    };
-    let pickle = store.open(TABLE, &[&row.identity_key], &row.sealed_account)?;
-    let account = Account::from_pickle(pickle).map_err(|_| PgCryptoStoreError::Pickle(TABLE))?;
-    store.set_static_account(account.static_data().clone());
-    Ok(Some(account))
+    .await?;
+    Ok(row.map(|row| (row.identity_key, row.sealed_account)))
 }
 
 /// What an account is stored with.

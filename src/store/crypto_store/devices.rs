@@ -39,6 +39,23 @@ pub(super) async fn load_of_user(
     if let Some(devices) = store.cache().devices(user_id) {
         return Ok(devices);
     }
+    let prefetched = store.prefetched().devices.remove(user_id.as_str());
+    let rows = match prefetched {
+        Some(rows) => rows,
+        None => from_database(store, user_id).await?,
+    };
+    let devices: HashMap<OwnedDeviceId, DeviceData> = rows
+        .into_iter()
+        .map(|(device_id, sealed)| {
+            let device = store.open(DEVICES, &[user_id.as_str(), &device_id], &sealed)?;
+            Ok((device_id.into(), device))
+        })
+        .collect::<Result<_>>()?;
+    store.cache().keep_devices(user_id, devices.clone());
+    Ok(devices)
+}
+
+async fn from_database(store: &PgCryptoStore, user_id: &UserId) -> Result<Vec<(String, Vec<u8>)>> {
     store.settle().await?;
     let rows = sqlx::query!(
         "-- crypto_store.devices.load_of_user
@@ -48,16 +65,7 @@ pub(super) async fn load_of_user(
     )
     .fetch_all(store.pool())
     .await?;
-    let devices: HashMap<OwnedDeviceId, DeviceData> = rows
-        .into_iter()
-        .map(|row| {
-            let device =
-                store.open(DEVICES, &[user_id.as_str(), &row.device_id], &row.sealed_device)?;
-            Ok((row.device_id.into(), device))
-        })
-        .collect::<Result<_>>()?;
-    store.cache().keep_devices(user_id, devices.clone());
-    Ok(devices)
+    Ok(rows.into_iter().map(|row| (row.device_id, row.sealed_device)).collect())
 }
 
 /// Sealed devices by bot, user and device id; `None` for one that its user has logged out.
@@ -160,15 +168,21 @@ pub(super) async fn load_identity(
             .transpose()
             .map_err(|error| SealError::Content(IDENTITIES, error))?);
     }
-    store.settle().await?;
-    let sealed = sqlx::query_scalar!(
-        "-- crypto_store.devices.load_identity
-        SELECT sealed_identity FROM crypto_identities WHERE bot_id = $1 AND user_id = $2",
-        store.bot.0,
-        user_id.as_str(),
-    )
-    .fetch_optional(store.pool())
-    .await?;
+    let prefetched = store.prefetched().identities.remove(user_id.as_str());
+    let sealed = match prefetched {
+        Some(sealed) => sealed,
+        None => {
+            store.settle().await?;
+            sqlx::query_scalar!(
+                "-- crypto_store.devices.load_identity
+                SELECT sealed_identity FROM crypto_identities WHERE bot_id = $1 AND user_id = $2",
+                store.bot.0,
+                user_id.as_str(),
+            )
+            .fetch_optional(store.pool())
+            .await?
+        }
+    };
     let json = sealed
         .map(|sealed| store.open_bytes(IDENTITIES, &[user_id.as_str()], &sealed))
         .transpose()?;

@@ -283,19 +283,23 @@ pub(super) async fn load_outbound(
     store: &PgCryptoStore,
     room_id: &RoomId,
 ) -> Result<Option<OutboundGroupSession>> {
-    store.settle().await?;
-    let Some(sealed) = sqlx::query_scalar!(
-        "-- crypto_store.group_sessions.load_outbound
-        SELECT sealed_session FROM crypto_outbound_group_sessions
-        WHERE bot_id = $1 AND room_id = $2",
-        store.bot.0,
-        room_id.as_str(),
-    )
-    .fetch_optional(store.pool())
-    .await?
-    else {
-        return Ok(None);
+    let prefetched = store.prefetched().outbound.remove(room_id.as_str());
+    let sealed = match prefetched {
+        Some(sealed) => sealed,
+        None => {
+            store.settle().await?;
+            sqlx::query_scalar!(
+                "-- crypto_store.group_sessions.load_outbound
+                SELECT sealed_session FROM crypto_outbound_group_sessions
+                WHERE bot_id = $1 AND room_id = $2",
+                store.bot.0,
+                room_id.as_str(),
+            )
+            .fetch_optional(store.pool())
+            .await?
+        }
     };
+    let Some(sealed) = sealed else { return Ok(None) };
     let pickle: PickledOutboundGroupSession = store.open(OUTBOUND, &[room_id.as_str()], &sealed)?;
     store.cache().note_outbound(&pickle);
     let account = store.static_account().await?;

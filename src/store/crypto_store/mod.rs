@@ -31,6 +31,7 @@ mod device;
 mod devices;
 mod error;
 mod group_sessions;
+mod prefetch;
 mod requests;
 mod rooms;
 mod rows;
@@ -58,6 +59,7 @@ use self::cache::Cache;
 pub use self::{
     device::{AccountState, forget_device},
     error::{PgCryptoStoreError, is_damage, lease_lost},
+    prefetch::{Prefetched, Wanted, prefetch},
     rows::CryptoRows,
     sessions::prune_olm_hashes,
 };
@@ -94,6 +96,7 @@ pub struct PgCryptoStore {
     gathered: Arc<Mutex<CryptoRows>>,
     gathers: bool,
     cache: Arc<StdMutex<Cache>>,
+    prefetched: Arc<StdMutex<Prefetched>>,
 }
 
 impl fmt::Debug for PgCryptoStore {
@@ -134,6 +137,7 @@ impl PgCryptoStore {
             gathered: Arc::default(),
             gathers: false,
             cache: Arc::default(),
+            prefetched: Arc::default(),
         }
     }
 
@@ -167,13 +171,18 @@ impl PgCryptoStore {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Rows that nobody has asked for yet.
+    fn prefetched(&self) -> StdMutexGuard<'_, Prefetched> {
+        self.prefetched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Writes what was gathered: before a read that it might answer.
     async fn settle(&self) -> Result<()> {
         let turn = self.turn().await;
         if turn.gathered.is_empty() {
             return Ok(());
         }
-        turn.begin().await?.commit().await
+        turn.write().await?.commit().await
     }
 
     /// Who we are, if the account was loaded or saved through this store.
@@ -218,15 +227,22 @@ impl<'a> Turn<'a> {
         if rows.is_empty() {
             return Ok(());
         }
+        self.store.prefetched().forget(&rows);
         self.gathered.merge(rows);
         if self.store.gathers {
             return Ok(());
         }
-        self.begin().await?.commit().await
+        self.write().await?.commit().await
     }
 
-    /// Begins the write, under the fence, with what was gathered before.
-    async fn begin(mut self) -> Result<Write<'a>> {
+    /// Begins a write of whatever the caller likes, under the fence, with what was gathered before.
+    async fn begin(self) -> Result<Write<'a>> {
+        *self.store.prefetched() = Prefetched::default();
+        self.write().await
+    }
+
+    /// Begins the write of what was gathered.
+    async fn write(mut self) -> Result<Write<'a>> {
         // Written or not, it is not here any more: after a failure the machine is thrown away.
         let gathered = std::mem::take(&mut *self.gathered);
         let mut tx = match self.store.writer {

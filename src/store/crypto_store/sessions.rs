@@ -20,6 +20,31 @@ pub(super) type Hashes = BTreeMap<(BotId, String, String), DateTime<Utc>>;
 /// The sessions with the device whose key is `sender_key`. The machine keeps what it gets, so this is
 /// asked once per device and machine.
 pub(super) async fn load(store: &PgCryptoStore, sender_key: &str) -> Result<Option<Vec<Session>>> {
+    let prefetched = store.prefetched().sessions.remove(sender_key);
+    let rows = match prefetched {
+        Some(rows) => rows,
+        None => from_database(store, sender_key).await?,
+    };
+    if rows.is_empty() {
+        return Ok(None);
+    }
+
+    // Every session carries our device's keys, with whatever signatures they have by now.
+    let keys = devices::load_own(store).await?.as_device_keys().clone();
+    rows.into_iter()
+        .map(|(session_id, sealed)| {
+            let pickle = store.open(TABLE, &[sender_key, &session_id], &sealed)?;
+            Session::from_pickle(keys.clone(), pickle)
+                .map_err(|_| PgCryptoStoreError::Pickle(TABLE))
+        })
+        .collect::<Result<Vec<_>>>()
+        .map(Some)
+}
+
+async fn from_database(
+    store: &PgCryptoStore,
+    sender_key: &str,
+) -> Result<Vec<(String, Vec<u8>)>> {
     store.settle().await?;
     let rows = sqlx::query!(
         "-- crypto_store.sessions.load
@@ -31,20 +56,7 @@ pub(super) async fn load(store: &PgCryptoStore, sender_key: &str) -> Result<Opti
     )
     .fetch_all(store.pool())
     .await?;
-    if rows.is_empty() {
-        return Ok(None);
-    }
-
-    // Every session carries our device's keys, with whatever signatures they have by now.
-    let keys = devices::load_own(store).await?.as_device_keys().clone();
-    rows.into_iter()
-        .map(|row| {
-            let pickle = store.open(TABLE, &[sender_key, &row.session_id], &row.sealed_session)?;
-            Session::from_pickle(keys.clone(), pickle)
-                .map_err(|_| PgCryptoStoreError::Pickle(TABLE))
-        })
-        .collect::<Result<Vec<_>>>()
-        .map(Some)
+    Ok(rows.into_iter().map(|row| (row.session_id, row.sealed_session)).collect())
 }
 
 /// Pickles and seals.

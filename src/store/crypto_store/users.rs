@@ -11,6 +11,20 @@ use crate::{model::BotId, store::StoreError};
 
 /// All users that the bot tracks.
 pub(super) async fn load(store: &PgCryptoStore) -> Result<Vec<TrackedUser>> {
+    let prefetched = store.prefetched().tracked.take();
+    let rows = match prefetched {
+        Some(rows) => rows,
+        None => from_database(store).await?,
+    };
+    rows.into_iter()
+        .map(|(user_id, dirty)| {
+            let user_id = UserId::parse(user_id).map_err(StoreError::from)?;
+            Ok(TrackedUser { user_id, dirty })
+        })
+        .collect()
+}
+
+async fn from_database(store: &PgCryptoStore) -> Result<Vec<(String, bool)>> {
     store.settle().await?;
     let rows = sqlx::query!(
         "-- crypto_store.users.load
@@ -19,12 +33,7 @@ pub(super) async fn load(store: &PgCryptoStore) -> Result<Vec<TrackedUser>> {
     )
     .fetch_all(store.pool())
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            let user_id = UserId::parse(row.user_id).map_err(StoreError::from)?;
-            Ok(TrackedUser { user_id, dirty: row.dirty })
-        })
-        .collect()
+    Ok(rows.into_iter().map(|row| (row.user_id, row.dirty)).collect())
 }
 
 /// Whether the devices of a bot's tracked user changed.

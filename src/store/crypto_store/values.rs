@@ -29,15 +29,21 @@ pub(super) async fn load<T: DeserializeOwned>(
     store: &PgCryptoStore,
     name: &'static str,
 ) -> Result<Option<T>> {
-    store.settle().await?;
-    let sealed = sqlx::query_scalar!(
-        "-- crypto_store.values.load
-        SELECT sealed_value FROM crypto_values WHERE bot_id = $1 AND name = $2",
-        store.bot.0,
-        name,
-    )
-    .fetch_optional(store.pool())
-    .await?;
+    let prefetched = store.prefetched().values.as_ref().map(|values| values.get(name).cloned());
+    let sealed = match prefetched {
+        Some(sealed) => sealed,
+        None => {
+            store.settle().await?;
+            sqlx::query_scalar!(
+                "-- crypto_store.values.load
+                SELECT sealed_value FROM crypto_values WHERE bot_id = $1 AND name = $2",
+                store.bot.0,
+                name,
+            )
+            .fetch_optional(store.pool())
+            .await?
+        }
+    };
     sealed.map(|sealed| store.open(TABLE, &[name], &sealed)).transpose()
 }
 
@@ -51,27 +57,12 @@ pub(super) async fn load_identity(
         .map_err(|_| PgCryptoStoreError::Pickle(TABLE))
 }
 
-/// Both halves of what is known of the backup, in one query.
+/// Both halves of what is known of the backup.
 pub(super) async fn load_backup_keys(store: &PgCryptoStore) -> Result<BackupKeys> {
-    store.settle().await?;
-    let rows = sqlx::query!(
-        "-- crypto_store.values.load_backup_keys
-        SELECT name, sealed_value FROM crypto_values
-        WHERE bot_id = $1 AND name IN ('backup_version', 'backup_decryption_key')",
-        store.bot.0,
-    )
-    .fetch_all(store.pool())
-    .await?;
-    let mut keys = BackupKeys::default();
-    for row in rows {
-        if row.name == BACKUP_VERSION {
-            keys.backup_version = Some(store.open(TABLE, &[BACKUP_VERSION], &row.sealed_value)?);
-        } else {
-            keys.decryption_key =
-                Some(store.open(TABLE, &[BACKUP_DECRYPTION_KEY], &row.sealed_value)?);
-        }
-    }
-    Ok(keys)
+    Ok(BackupKeys {
+        backup_version: load(store, BACKUP_VERSION).await?,
+        decryption_key: load(store, BACKUP_DECRYPTION_KEY).await?,
+    })
 }
 
 /// Sealed values by bot and name.
@@ -142,15 +133,22 @@ pub(super) async fn delete(store: &PgCryptoStore, name: &'static str) -> Result<
 
 /// The custom value called `name`.
 pub(super) async fn load_custom(store: &PgCryptoStore, name: &str) -> Result<Option<Vec<u8>>> {
-    store.settle().await?;
-    let sealed = sqlx::query_scalar!(
-        "-- crypto_store.values.load_custom
-        SELECT sealed_value FROM crypto_custom_values WHERE bot_id = $1 AND name = $2",
-        store.bot.0,
-        name,
-    )
-    .fetch_optional(store.pool())
-    .await?;
+    let prefetched =
+        store.prefetched().custom_values.as_ref().map(|values| values.get(name).cloned());
+    let sealed = match prefetched {
+        Some(sealed) => sealed,
+        None => {
+            store.settle().await?;
+            sqlx::query_scalar!(
+                "-- crypto_store.values.load_custom
+                SELECT sealed_value FROM crypto_custom_values WHERE bot_id = $1 AND name = $2",
+                store.bot.0,
+                name,
+            )
+            .fetch_optional(store.pool())
+            .await?
+        }
+    };
     sealed
         .map(|sealed| store.open_bytes(CUSTOM, &[name], &sealed).map(|value| value.to_vec()))
         .transpose()

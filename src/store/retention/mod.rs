@@ -77,17 +77,29 @@ pub async fn sweep(
     .rows_affected();
     taken += crypto_store::prune_olm_hashes(conn, now - SEEN, batch).await?;
     taken += device_lists::expire(conn, batch, now).await?;
-    taken += sqlx::query!(
-        "-- retention.events
-        DELETE FROM events WHERE event_seq = ANY (ARRAY(
-            SELECT event_seq FROM events WHERE received_at < $1 ORDER BY received_at LIMIT $2
-        ))",
+    let events = sqlx::query_scalar!(
+        r#"-- retention.events
+        WITH gone AS (
+            DELETE FROM events WHERE event_seq = ANY (ARRAY(
+                SELECT event_seq
+                FROM (
+                    SELECT event_seq, received_at FROM events ORDER BY event_seq LIMIT $2
+                ) AS oldest
+                WHERE received_at < $1
+            ))
+            RETURNING event_seq
+        ), unread AS (
+            DELETE FROM inbox WHERE event_seq IN (SELECT event_seq FROM gone)
+        ), read AS (
+            DELETE FROM event_log WHERE event_seq IN (SELECT event_seq FROM gone)
+        )
+        SELECT COUNT(*) AS "count!" FROM gone"#,
         now - EVENTS,
         batch,
     )
-    .execute(&mut *conn)
-    .await?
-    .rows_affected();
+    .fetch_one(&mut *conn)
+    .await?;
+    taken += events.unsigned_abs();
     taken += sqlx::query!(
         "-- retention.sent_content
         UPDATE outbox SET sealed_content = ''

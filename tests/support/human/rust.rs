@@ -128,6 +128,9 @@ impl Human for RustHuman {
 
     async fn join(&self, room_id: &str) -> Result<()> {
         let room = self.client.join_room_by_id(room_id.try_into()?).await?;
+        // The client calls the room unknown again if a sync that brought it was handled while it
+        // joined; then only something new there makes it look again.
+        room.typing_notice(true).await?;
         self.joined(&room).await
     }
 

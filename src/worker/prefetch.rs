@@ -1,0 +1,68 @@
+//! What machines read when they are opened, brought by the first of those whose steps began together.
+//!
+//! Nothing is read for bots whose steps need no machine, and nothing for those whose rows a signup or a
+//! repair is about to change.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, PoisonError},
+};
+
+use serde_json::Value;
+use tokio::sync::OnceCell;
+
+use crate::{
+    model::{BotId, BotState},
+    store::{
+        Store, StoreError,
+        briefing::Briefing,
+        crypto_store::{self, Prefetched, Wanted},
+        inbox::Work,
+    },
+};
+
+/// See the module.
+pub(super) struct Prefetch {
+    wanted: Vec<Wanted>,
+    rows: OnceCell<Mutex<HashMap<BotId, Prefetched>>>,
+}
+
+impl Prefetch {
+    /// For the bots of these briefings.
+    pub(super) fn new<'a>(briefings: impl Iterator<Item = &'a Briefing>) -> Self {
+        let wanted = briefings
+            .filter(|briefing| briefing.bot.state == BotState::Active && !briefing.repairing)
+            .map(wanted)
+            .collect();
+        Self { wanted, rows: OnceCell::new() }
+    }
+
+    /// A bot's rows, for the first machine that its step opens.
+    pub(super) async fn take(&self, store: &Store, bot: BotId) -> Result<Prefetched, StoreError> {
+        if !self.wanted.iter().any(|wanted| wanted.bot == bot) {
+            return Ok(Prefetched::default());
+        }
+        let read = async {
+            let mut conn = store.connection().await?;
+            Ok::<_, StoreError>(Mutex::new(crypto_store::prefetch(&mut conn, &self.wanted).await?))
+        };
+        let rows = self.rows.get_or_try_init(|| read).await?;
+        Ok(rows.lock().unwrap_or_else(PoisonError::into_inner).remove(&bot).unwrap_or_default())
+    }
+}
+
+/// About whom the bot's machine will ask: itself, and whoever has written to it.
+fn wanted(briefing: &Briefing) -> Wanted {
+    let mut users = BTreeSet::from([briefing.bot.user_id.to_string()]);
+    let mut sender_keys = BTreeSet::new();
+    for entry in &briefing.entries {
+        if let Work::ToDevice(message) = &entry.work {
+            let text = |pointer| message.pointer(pointer).and_then(Value::as_str);
+            users.extend(text("/sender").map(ToOwned::to_owned));
+            sender_keys.extend(text("/content/sender_key").map(ToOwned::to_owned));
+        }
+    }
+    users.extend(briefing.events.values().map(|event| event.sender.clone()));
+    let rooms = briefing.rooms.keys().cloned().collect();
+    Wanted { bot: briefing.bot.id, users, sender_keys, rooms }
+}
