@@ -57,7 +57,8 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
     let signals = Signals::default();
     let metrics = Metrics::install()?;
     let (readiness, refusals) = (Readiness::default(), Refusals::default());
-    let homeserver = Homeserver::new(&config.homeserver.url, registration.as_token.clone())?;
+    let at = &config.homeserver;
+    let homeserver = Homeserver::new(&at.url, registration.as_token.clone(), at.timeout)?;
     let stop = CancellationToken::new();
 
     let listeners = Listeners::open(&config).await?;

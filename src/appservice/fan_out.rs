@@ -22,7 +22,7 @@ use crate::{
         events::NewEvent,
         inbox,
         inbox::{KeyCounts, NewEntry, Work},
-        queue, rooms,
+        rooms,
         rooms::Fact,
         to_device, verifications,
     },
@@ -53,9 +53,7 @@ pub(super) async fn fan_out(
     device_lists::changed(conn, &changed_users).await?;
     route_events(conn, sealer, events, &mut entries, now).await?;
 
-    inbox::add(conn, sealer, &entries, now).await?;
-    let woken: BTreeSet<BotId> = entries.iter().map(|entry| entry.bot).collect();
-    queue::wake(conn, &woken.into_iter().collect::<Vec<_>>(), now).await
+    inbox::add(conn, sealer, &entries, now).await
 }
 
 /// To-device messages and key counts: both name a user and a device.

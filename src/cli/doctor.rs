@@ -185,7 +185,8 @@ async fn check_homeserver(
         return;
     };
     let as_token = registration.as_token.clone();
-    let homeserver = match Homeserver::new(&config.homeserver.url, as_token) {
+    let at = &config.homeserver;
+    let homeserver = match Homeserver::new(&at.url, as_token, at.timeout) {
         Ok(homeserver) => homeserver,
         Err(error) => {
             report.add(KIND, "homeserver", Err(chain(&error)));

@@ -54,6 +54,12 @@ fn homeserver(file: File<'_>, raw: raw::Homeserver) -> Result<Homeserver, Config
     Ok(Homeserver {
         url: file.url("homeserver.url", &url)?,
         server_name: file.parse("homeserver.server_name", &name, NAME_CURE)?,
+        timeout: Duration::from_secs(file.at_least(
+            "homeserver.timeout_seconds",
+            raw.timeout_seconds,
+            1,
+            "an answer takes its time",
+        )?),
     })
 }
 

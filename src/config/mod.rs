@@ -61,6 +61,8 @@ pub struct Homeserver {
     pub url: Url,
     /// The part after the colon in its users' ids.
     pub server_name: OwnedServerName,
+    /// How long it may take for one call.
+    pub timeout: Duration,
 }
 
 /// What the homeserver calls.

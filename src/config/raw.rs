@@ -41,6 +41,7 @@ section!(Raw {
 section!(Homeserver {
     url: Option<String> = None,
     server_name: Option<String> = None,
+    timeout_seconds: u64 = 60,
 });
 
 section!(Appservice {

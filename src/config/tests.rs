@@ -74,6 +74,11 @@ fn a_mistake_is_told_with_file_key_and_cure() {
         ("homeserver: {server_name: b}", "`homeserver.url` is missing", "http://127.0.0.1:8008"),
         ("homeserver: {url: 'ftp://a', server_name: b}", "`homeserver.url`", "https://example.org"),
         ("homeserver: {url: 'http://a', server_name: 'b c'}", "`homeserver.server_name`", "colon"),
+        (
+            "homeserver: {url: 'http://a', server_name: b, timeout_seconds: 0}",
+            "`homeserver.timeout_seconds`",
+            "at least 1",
+        ),
         ("limits: {request_body_bytes: many}", "`limits.request_body_bytes`", "many"),
         ("- a", "/etc/gs/config.yaml", "sequence"),
     ];

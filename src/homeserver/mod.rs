@@ -41,9 +41,6 @@ pub use self::{
     to_device_inbox::ToDevicePage,
 };
 
-/// How long a call may take. Key queries and claims may wait for other servers, so this is generous.
-const CALL_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// Answers above this size are refused: the largest ones are `/members` and `/keys/query`.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
@@ -83,17 +80,22 @@ pub struct Homeserver {
 }
 
 impl Homeserver {
-    /// The homeserver at `base_url`, for the application service that holds `as_token`.
+    /// The homeserver at `base_url`, for the application service that holds `as_token`. A call may take
+    /// `timeout`; key queries and claims may wait for other servers, so be generous.
     ///
     /// # Errors
     ///
     /// Only if the HTTP client cannot be set up (no TLS roots).
     #[expect(clippy::disallowed_methods, reason = "the one rightful caller")]
-    pub fn new(base_url: &Url, as_token: SecretString) -> Result<Self, HomeserverError> {
+    pub fn new(
+        base_url: &Url,
+        as_token: SecretString,
+        timeout: Duration,
+    ) -> Result<Self, HomeserverError> {
         let client = Client::builder()
             .user_agent(concat!("greenshield/", env!("CARGO_PKG_VERSION")))
-            .timeout(CALL_TIMEOUT)
-            .connect_timeout(Duration::from_secs(10))
+            .timeout(timeout)
+            .connect_timeout(timeout.min(Duration::from_secs(10)))
             .build()
             .map_err(HomeserverError::Unreachable)?;
         let trouble = Arc::default();

@@ -244,19 +244,24 @@ async fn add_rooms(
     conn: &mut PgConnection,
     by_bot: &mut HashMap<BotId, &mut Briefing>,
 ) -> Result<(), StoreError> {
-    let ids: BTreeSet<String> = by_bot
+    // Events bring what is known of their rooms.
+    let mut rooms: HashMap<String, Arc<Room>> = HashMap::new();
+    for event in by_bot.values().flat_map(|briefing| briefing.events.values()) {
+        if let Some(room) = &event.room
+            && !rooms.contains_key(&event.room_id)
+        {
+            rooms.insert(event.room_id.clone(), Arc::new(room.clone()));
+        }
+    }
+    let others: BTreeSet<&String> = by_bot
         .values()
-        .flat_map(|briefing| {
-            let of_sends = briefing.sends.iter().map(|send| send.room_id.clone());
-            of_sends.chain(briefing.events.values().map(|event| event.room_id.clone()))
-        })
+        .flat_map(|briefing| briefing.sends.iter().map(|send| &send.room_id))
+        .filter(|id| !rooms.contains_key(*id))
         .collect();
-    let ids: Vec<String> = ids.into_iter().collect();
-    let rooms: HashMap<String, Arc<Room>> = rooms::load_many(conn, &ids)
-        .await?
-        .into_iter()
-        .map(|(id, room)| (id, Arc::new(room)))
-        .collect();
+    let others: Vec<String> = others.into_iter().cloned().collect();
+    for (id, room) in rooms::load_many(conn, &others).await? {
+        rooms.insert(id, Arc::new(room));
+    }
     for briefing in by_bot.values_mut() {
         let of_sends = briefing.sends.iter().map(|send| &send.room_id);
         let of_events = briefing.events.values().map(|event| &event.room_id);

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::PgConnection;
 
-use super::{Sealer, StoreError};
+use super::{Sealer, StoreError, rooms::Room};
 use crate::model::{BotId, Decryption, EventSeq, foreign};
 
 const TABLE: &str = "events";
@@ -83,6 +83,8 @@ pub struct StoredEvent {
     pub json: Value,
     /// As decrypted, once some bot has.
     pub clear: Option<Value>,
+    /// What is known of its room.
+    pub room: Option<Room>,
 }
 
 /// Stores events; those known already keep their row. Returns `(event id, seq, is new)` of all.
@@ -173,12 +175,16 @@ pub async fn load(
         r#"-- events.load
         SELECT event_seq, event_id, room_id, sender, event_type, session_id, message_index,
             origin_server_ts, received_at, sealed_event, sealed_clear,
+            r.version AS "room_version?", r.encryption,
+            r.encryption_checked AS "encryption_checked?",
+            r.history_visibility AS "history_visibility?",
+            r.members_complete AS "members_complete?",
             EXISTS (
                 SELECT FROM events earlier
                 WHERE earlier.session_id = e.session_id AND earlier.message_index = e.message_index
                     AND earlier.event_seq < e.event_seq AND earlier.sealed_clear IS NOT NULL
             ) AS "replayed!"
-        FROM events e
+        FROM events e LEFT JOIN rooms r USING (room_id)
         WHERE event_seq = ANY($1)
         ORDER BY event_seq"#,
         &ids,
@@ -193,6 +199,13 @@ pub async fn load(
         });
         match opened {
             Ok((json, clear)) => loaded.push(StoredEvent {
+                room: row.room_version.map(|version| Room {
+                    encryption: row.encryption,
+                    encryption_checked: row.encryption_checked.unwrap_or_default(),
+                    history_visibility: row.history_visibility.unwrap_or_default(),
+                    members_complete: row.members_complete.unwrap_or_default(),
+                    version,
+                }),
                 seq: EventSeq(row.event_seq),
                 event_id: row.event_id,
                 room_id: row.room_id,
@@ -240,40 +253,6 @@ impl ClearRow {
     }
 }
 
-/// Records what events say inside. The first bot to decrypt one is the one that counts.
-///
-/// # Errors
-///
-/// The database's own.
-pub async fn set_clear(
-    conn: &mut PgConnection,
-    rows: BTreeMap<EventSeq, ClearRow>,
-) -> Result<(), StoreError> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let (seqs, rows): (Vec<_>, Vec<_>) = rows.into_iter().map(|(seq, row)| (seq.0, row)).unzip();
-    let (types, sealed, by, at): (Vec<_>, Vec<_>, Vec<_>, Vec<_>) =
-        rows.into_iter().map(|row| (row.clear_type, row.sealed, row.by.0, row.at)).collect();
-    sqlx::query!(
-        "-- events.set_clear
-        UPDATE events e
-        SET clear_type = c.clear_type, sealed_clear = c.sealed, decrypted_by = c.decrypted_by,
-            decrypted_at = c.decrypted_at
-        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::BYTEA[], $4::BIGINT[], $5::TIMESTAMPTZ[])
-            AS c (event_seq, clear_type, sealed, decrypted_by, decrypted_at)
-        WHERE e.event_seq = c.event_seq AND e.sealed_clear IS NULL",
-        &seqs,
-        &types as &[Option<String>],
-        &sealed,
-        &by,
-        &at,
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
 /// An event for a bot to read.
 #[derive(Clone, Debug)]
 pub struct LogRow {
@@ -285,26 +264,38 @@ pub struct LogRow {
     pub decryption: Decryption,
 }
 
-/// Logs events for their readers, each once however often this is called, in this order.
+/// Records what events say inside, of which the first bot to decrypt one is the one that counts, and
+/// logs events for their readers, each once however often this is called, in this order.
 ///
 /// # Errors
 ///
 /// The database's own.
-pub async fn log(
+pub async fn record(
     conn: &mut PgConnection,
-    rows: Vec<LogRow>,
+    clear: BTreeMap<EventSeq, ClearRow>,
+    logged: Vec<LogRow>,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    if rows.is_empty() {
+    if clear.is_empty() && logged.is_empty() {
         return Ok(());
     }
-    let (bots, events, decryptions): (Vec<_>, Vec<_>, Vec<_>) = rows
+    let (seqs, rows): (Vec<_>, Vec<_>) = clear.into_iter().map(|(seq, row)| (seq.0, row)).unzip();
+    let (types, sealed, by, at): (Vec<_>, Vec<_>, Vec<_>, Vec<_>) =
+        rows.into_iter().map(|row| (row.clear_type, row.sealed, row.by.0, row.at)).collect();
+    let (bots, events, decryptions): (Vec<_>, Vec<_>, Vec<_>) = logged
         .into_iter()
         .map(|row| (row.bot.0, row.event.0, row.decryption.as_str().to_owned()))
         .collect();
     sqlx::query!(
-        "-- events.log
-        WITH new AS (
+        "-- events.record
+        WITH clear AS (
+            UPDATE events e
+            SET clear_type = c.clear_type, sealed_clear = c.sealed, decrypted_by = c.decrypted_by,
+                decrypted_at = c.decrypted_at
+            FROM UNNEST($5::BIGINT[], $6::TEXT[], $7::BYTEA[], $8::BIGINT[], $9::TIMESTAMPTZ[])
+                AS c (event_seq, clear_type, sealed, decrypted_by, decrypted_at)
+            WHERE e.event_seq = c.event_seq AND e.sealed_clear IS NULL
+        ), new AS (
             SELECT n.bot_id, n.event_seq, n.decryption,
                 ROW_NUMBER() OVER (PARTITION BY n.bot_id ORDER BY n.position) AS place
             FROM UNNEST($1::BIGINT[], $2::BIGINT[], $3::TEXT[])
@@ -333,6 +324,11 @@ pub async fn log(
         &events,
         &decryptions,
         now,
+        &seqs,
+        &types as &[Option<String>],
+        &sealed,
+        &by,
+        &at,
     )
     .execute(conn)
     .await?;

@@ -110,7 +110,8 @@ impl Work {
     }
 }
 
-/// Adds entries in their order; a room event that the bot has in its inbox already is skipped.
+/// Adds entries in their order, and wakes their bots as [`queue::wake`](super::queue::wake) does, whose
+/// signal is the caller's to give; a room event that the bot has in its inbox already is skipped.
 ///
 /// # Errors
 ///
@@ -138,12 +139,27 @@ pub async fn add(
     }
     sqlx::query!(
         "-- inbox.add
-        INSERT INTO inbox (bot_id, kind, event_seq, sealed_payload, received_at, due_at)
-        SELECT bot_id, kind, event_seq, payload, $6, due_at
-        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::BIGINT[], $4::BYTEA[], $5::TIMESTAMPTZ[])
-            WITH ORDINALITY AS new (bot_id, kind, event_seq, payload, due_at, position)
-        ORDER BY position
-        ON CONFLICT ON CONSTRAINT inbox_event_once DO NOTHING",
+        WITH new AS (
+            SELECT * FROM UNNEST(
+                $1::BIGINT[], $2::TEXT[], $3::BIGINT[], $4::BYTEA[], $5::TIMESTAMPTZ[]
+            ) WITH ORDINALITY AS new (bot_id, kind, event_seq, payload, due_at, position)
+        ), added AS (
+            INSERT INTO inbox (bot_id, kind, event_seq, sealed_payload, received_at, due_at)
+            SELECT bot_id, kind, event_seq, payload, $6, due_at FROM new ORDER BY position
+            ON CONFLICT ON CONSTRAINT inbox_event_once DO NOTHING
+        ), due AS (
+            SELECT bot_id, MIN(due_at) AS due_at FROM new GROUP BY bot_id
+        )
+        INSERT INTO bot_queue (bot_id, shard, due_at)
+        SELECT bot_id, shard, due_at
+        FROM due JOIN bots USING (bot_id)
+        ORDER BY bot_id
+        ON CONFLICT (bot_id) DO UPDATE
+        SET due_at = LEAST(
+                bot_queue.due_at,
+                EXCLUDED.due_at + LEAST(bot_queue.failures, 60) * INTERVAL '1 second'
+            ),
+            generation = bot_queue.generation + 1",
         &bots,
         &kinds,
         &events as &[Option<i64>],
@@ -174,10 +190,12 @@ pub async fn due(
         r#"-- inbox.due
         SELECT b.bot_id AS "bot_id!", i.entry_id, i.kind, i.event_seq, i.sealed_payload,
             i.received_at, i.attempts,
-            EXISTS (
-                SELECT FROM event_log l
+            (
+                -- Not EXISTS, for which the whole table may be read and hashed.
+                SELECT l.update_id FROM event_log l
                 WHERE l.bot_id = b.bot_id AND l.event_seq = i.event_seq
-            ) AS "logged!"
+                LIMIT 1
+            ) IS NOT NULL AS "logged!"
         FROM UNNEST($1::BIGINT[]) AS b (bot_id)
         CROSS JOIN LATERAL (
             SELECT * FROM inbox
@@ -217,24 +235,40 @@ pub async fn due(
     Ok((entries, broken))
 }
 
-/// Removes entries whose work is done.
+/// Removes entries whose work is done, makes those of other bots due that wait to decrypt one of the
+/// `read` events, and says whose these are.
 ///
 /// # Errors
 ///
 /// The database's own.
-pub async fn remove(conn: &mut PgConnection, entries: &[EntryId]) -> Result<(), StoreError> {
-    if entries.is_empty() {
-        return Ok(());
+pub async fn finish(
+    conn: &mut PgConnection,
+    done: &[EntryId],
+    read: &[EventSeq],
+    now: DateTime<Utc>,
+) -> Result<Vec<BotId>, StoreError> {
+    if done.is_empty() && read.is_empty() {
+        return Ok(Vec::new());
     }
-    let ids: Vec<i64> = entries.iter().map(|e| e.0).collect();
-    sqlx::query!(
-        "-- inbox.remove
-        DELETE FROM inbox WHERE entry_id = ANY($1)",
-        &ids,
+    let done: Vec<i64> = done.iter().map(|entry| entry.0).collect();
+    let read: Vec<i64> = read.iter().map(|event| event.0).collect();
+    let mut bots = sqlx::query_scalar!(
+        "-- inbox.finish
+        WITH done AS (
+            DELETE FROM inbox WHERE entry_id = ANY($1)
+        )
+        UPDATE inbox SET due_at = $3
+        WHERE event_seq = ANY($2) AND waiting_for IS NOT NULL AND entry_id <> ALL($1)
+        RETURNING bot_id",
+        &done,
+        &read,
+        now,
     )
-    .execute(conn)
+    .fetch_all(conn)
     .await?;
-    Ok(())
+    bots.sort_unstable();
+    bots.dedup();
+    Ok(bots.into_iter().map(BotId).collect())
 }
 
 /// An encrypted event that waits until `due_at`, or until the key of its session comes.
@@ -306,35 +340,6 @@ pub async fn unpark_sessions(
     .execute(conn)
     .await?;
     Ok(())
-}
-
-/// Makes entries that wait to decrypt one of these events due, and says whose.
-///
-/// # Errors
-///
-/// The database's own.
-pub async fn unpark_events(
-    conn: &mut PgConnection,
-    events: &[EventSeq],
-    now: DateTime<Utc>,
-) -> Result<Vec<BotId>, StoreError> {
-    if events.is_empty() {
-        return Ok(Vec::new());
-    }
-    let ids: Vec<i64> = events.iter().map(|event| event.0).collect();
-    let mut bots = sqlx::query_scalar!(
-        "-- inbox.unpark_events
-        UPDATE inbox SET due_at = $2
-        WHERE event_seq = ANY($1) AND waiting_for IS NOT NULL
-        RETURNING bot_id",
-        &ids,
-        now,
-    )
-    .fetch_all(conn)
-    .await?;
-    bots.sort_unstable();
-    bots.dedup();
-    Ok(bots.into_iter().map(BotId).collect())
 }
 
 /// Asks for reconciles; one that is asked for already comes at the earlier of the two times.

@@ -41,7 +41,7 @@ pub mod transactions;
 pub mod verifications;
 
 use sqlx::{
-    PgPool, Postgres, Transaction,
+    Connection as _, PgPool, Postgres, Transaction,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -162,6 +162,9 @@ impl Store {
     }
 }
 
+/// For how long a connection is taken to be whole after its last use.
+const TRUSTED_FOR: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Opens a pool of at most `max_connections`; connects on first use.
 #[must_use]
 pub fn pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
@@ -169,9 +172,26 @@ pub fn pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
     let options = options
         .statement_cache_capacity(256)
         // A frozen process holds its shard's row for as long as its transaction lasts: not for ever.
-        .options([("idle_in_transaction_session_timeout", "15s")]);
+        // Every statement here has its index and is planned once: to plan it takes longer than to run
+        // it, and a plan that was made while a table was empty must do when it is full.
+        .options([
+            ("idle_in_transaction_session_timeout", "15s"),
+            ("plan_cache_mode", "force_generic_plan"),
+            ("enable_seqscan", "off"),
+            ("jit", "off"),
+        ]);
     PgPoolOptions::new()
         .max_connections(max_connections)
         .acquire_timeout(std::time::Duration::from_secs(10))
+        // One that was used a moment ago need not be asked whether it is still there.
+        .test_before_acquire(false)
+        .before_acquire(|conn, meta| {
+            Box::pin(async move {
+                if meta.idle_for > TRUSTED_FOR {
+                    conn.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .connect_lazy_with(options)
 }

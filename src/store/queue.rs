@@ -82,16 +82,13 @@ pub async fn wake_everywhere(
 pub async fn next_due(
     conn: &mut PgConnection,
     shards: &[i16],
-    busy: &[BotId],
 ) -> Result<Option<DateTime<Utc>>, StoreError> {
-    let busy: Vec<i64> = busy.iter().map(|b| b.0).collect();
     Ok(sqlx::query_scalar!(
         "-- queue.next_due
-        SELECT MIN(due_at) FROM bot_queue WHERE shard = ANY($1) AND bot_id <> ALL($2)",
+        SELECT due_at FROM bot_queue WHERE shard = ANY($1) ORDER BY due_at LIMIT 1",
         shards,
-        &busy,
     )
-    .fetch_one(conn)
+    .fetch_optional(conn)
     .await?)
 }
 

@@ -115,13 +115,11 @@ impl Rows {
         self.crypto.write(conn).await?;
         device_lists::looked(conn, self.looked).await?;
         let fresh: Vec<EventSeq> = self.clear.keys().copied().collect();
-        events::set_clear(conn, self.clear).await?;
         bots::note(conn, self.notes).await?;
-        events::log(conn, self.logged, now).await?;
-        inbox::remove(conn, &self.done).await?;
+        events::record(conn, self.clear, self.logged, now).await?;
         inbox::park(conn, self.parked).await?;
         inbox::unpark_sessions(conn, &self.sessions, now).await?;
-        let others = inbox::unpark_events(conn, &fresh, now).await?;
+        let others = inbox::finish(conn, &self.done, &fresh, now).await?;
         inbox::ask_reconciles(conn, self.reconciles, now).await?;
         outbox::insert_all(conn, self.sends).await?;
         outbox::record(conn, self.outcomes).await?;

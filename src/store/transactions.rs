@@ -18,18 +18,14 @@ pub async fn take_in(
 ) -> Result<bool, StoreError> {
     let done = sqlx::query!(
         "-- transactions.take_in
+        WITH heard AS (
+            UPDATE homeserver_state SET last_transaction_at = $3
+        )
         INSERT INTO transactions (txn_id, body_digest, received_at)
         VALUES ($1, $2, $3)
         ON CONFLICT (txn_id, body_digest) DO NOTHING",
         txn_id,
         body_digest,
-        now,
-    )
-    .execute(&mut *conn)
-    .await?;
-    sqlx::query!(
-        "-- transactions.heard
-        UPDATE homeserver_state SET last_transaction_at = $1",
         now,
     )
     .execute(conn)

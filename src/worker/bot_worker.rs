@@ -2,7 +2,8 @@
 //!
 //! What a step changes it gathers in [`Step::rows`] and in its machine. Whatever leaves the process, or
 //! reads the database again, goes through [`Step::homeserver`], [`Step::begin`] or [`Step::connection`],
-//! which commit that first: nobody ever hears of what a crash could undo.
+//! which commit that first: nobody ever hears of what a crash could undo. A question that tells nobody
+//! anything goes through [`Step::ask`].
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -10,8 +11,8 @@ use chrono::{DateTime, Duration, Utc};
 use tracing::debug;
 
 use super::{
-    Context, StepError, invites, machines::Kept, outgoing, prefetch::Prefetch, provision, receive, reconcile, repair,
-    send, undecrypted, verify,
+    Context, StepError, invites, machines::Kept, outgoing, prefetch::Prefetch, provision, receive,
+    reconcile, repair, send, undecrypted, verify,
 };
 use crate::{
     crypto::BotMachine,
@@ -146,6 +147,11 @@ impl<'a> Step<'a> {
     pub(super) async fn homeserver(&mut self) -> Result<&'a Homeserver, StepError> {
         self.commit().await?;
         Ok(&self.context.homeserver)
+    }
+
+    /// The homeserver, for a question: it tells nobody anything, and so nothing is committed before.
+    pub(super) const fn ask(&self) -> &'a Homeserver {
+        &self.context.homeserver
     }
 
     /// A transaction under the lease, after what was gathered is committed.

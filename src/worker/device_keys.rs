@@ -118,13 +118,12 @@ async fn known(
 }
 
 async fn ask(
-    step: &mut Step<'_>,
+    step: &Step<'_>,
     users: BTreeSet<OwnedUserId>,
 ) -> Result<get_keys::v3::Response, StepError> {
     let mut request = get_keys::v3::Request::new();
     request.device_keys = users.into_iter().map(|user| (user, Vec::new())).collect();
-    let homeserver = step.homeserver().await?;
-    Ok(homeserver.send((&step.actor).into(), request).await?)
+    Ok(step.ask().send((&step.actor).into(), request).await?)
 }
 
 /// Keeps what was told for everybody. About users of a homeserver that could not be asked nothing is.

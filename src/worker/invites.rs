@@ -48,7 +48,7 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
             Err(error) => warn!(error = chain(&error), "leaving an invitation alone"),
         }
         let mut tx = step.begin().await?;
-        inbox::remove(&mut tx, &[entry.id]).await?;
+        inbox::finish(&mut tx, &[entry.id], &[], step.now()).await?;
         tx.commit().await.map_err(StoreError::from)?;
     }
     Ok(())

@@ -116,13 +116,13 @@ async fn send_one(
     Ok(())
 }
 
-/// A `/keys/claim`. It tells nobody anything of ours, and so need not wait for a commit.
+/// A `/keys/claim`.
 pub(super) async fn claim(
     step: &mut Step<'_>,
     id: &TransactionId,
     request: claim_keys::v3::Request,
 ) -> Result<(), StepError> {
-    let answer = step.context.homeserver.send((&step.actor).into(), request).await?;
+    let answer = step.ask().send((&step.actor).into(), request).await?;
     step.machine().await?.mark_sent(id, &answer).await?;
     Ok(())
 }

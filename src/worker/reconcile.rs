@@ -3,8 +3,8 @@
 //! Asked for after an outage, when an event stays undecryptable, at the end of a signup, by a slow
 //! sweep over all bots, and once after each burst of activity: even a healthy Synapse can skip a message
 //! (its position moves past messages that it has not looked at yet), and one that nothing else tells of,
-//! like a request to verify a device, would be lost for good. It also empties the device's inbox at the homeserver, which otherwise grows
-//! for ever.
+//! like a request to verify a device, would be lost for good. It also empties the device's inbox at the
+//! homeserver, which otherwise grows for ever.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -16,9 +16,9 @@ use super::{Context, StepError, backoff, bot_worker::Step, guard};
 use crate::{
     homeserver::HomeserverError,
     store::{
-        StoreError, bots,
+        Signal, StoreError, bots,
         inbox::{self, Entry, NewEntry, Work},
-        queue, to_device, verifications,
+        to_device, verifications,
     },
     telemetry::chain,
 };
@@ -80,7 +80,7 @@ pub(super) async fn sweep(context: &Context, shards: &[i16]) -> Result<(), Store
     let entries: Vec<_> =
         due.iter().map(|bot| NewEntry { bot: *bot, work: Work::Reconcile, due_at: now }).collect();
     inbox::add(&mut tx, context.store.sealer(), &entries, now).await?;
-    queue::wake_everywhere(&mut tx, &due, now).await?;
+    Signal::Work.notify(&mut tx).await?;
     tx.commit().await?;
     Ok(())
 }
@@ -109,7 +109,7 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
             step.bot.reconciled_at = Some(now);
         }
     }
-    inbox::remove(&mut tx, &done).await?;
+    inbox::finish(&mut tx, &done, &[], step.now()).await?;
     tx.commit().await.map_err(StoreError::from)?;
     Ok(())
 }

@@ -227,7 +227,7 @@ pub(super) async fn known_room(step: &mut Step<'_>, room_id: &RoomId) -> Result<
             step.rooms.insert(room_id.to_string(), room.clone().into());
             return Ok(room);
         }
-        let homeserver = step.homeserver().await?;
+        let homeserver = step.ask();
         let encryption = homeserver.state(&step.actor, room_id, "m.room.encryption").await?;
         let visibility =
             homeserver.state(&step.actor, room_id, "m.room.history_visibility").await?;

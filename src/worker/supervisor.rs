@@ -39,6 +39,9 @@ use crate::{
 /// The slow timer that makes certain what a signal makes soon.
 const LOOK_ANYWAY: Duration = Duration::from_secs(10);
 
+/// The same while steps are running.
+const LOOK_WHILE_BUSY: Duration = Duration::from_secs(1);
+
 /// Runs the workers of this process.
 pub struct Supervisor {
     context: Context,
@@ -180,8 +183,11 @@ impl Supervisor {
         if full {
             return Ok(LOOK_ANYWAY);
         }
-        let busy: Vec<BotId> = self.busy.iter().copied().collect();
-        let next = queue::next_due(&mut conn, &shards, &busy).await?;
+        if !self.steps.is_empty() {
+            // Soon one ends, and then we look again; unless it waits for something.
+            return Ok(LOOK_WHILE_BUSY);
+        }
+        let next = queue::next_due(&mut conn, &shards).await?;
         let wait = next.and_then(|next| (next - now).to_std().ok()).unwrap_or(LOOK_ANYWAY);
         Ok(wait.clamp(Duration::from_millis(1), LOOK_ANYWAY))
     }

@@ -5,6 +5,8 @@ import { CryptoEvent } from "matrix-js-sdk/lib/crypto-api/index.js";
 import { ensureKeys } from "./keys.mjs";
 import { until } from "./until.mjs";
 
+const ASK_ANEW_MS = 10_000;
+
 export async function user_trust({ crypto }, { user_id }) {
     await ensureKeys(crypto, user_id);
     const status = await crypto.getUserVerificationStatus(user_id);
@@ -24,8 +26,16 @@ export async function user_trust({ crypto }, { user_id }) {
  *
  * Needed after a verification: it is "done" when the messages have been exchanged, but the user counts as verified only
  * once our signature has been uploaded, announced by the sync and queried back. Element's panel, too, follows this event.
+ *
+ * A homeserver can lose the announcement, as it can lose any change of devices, and a query that was under way meanwhile
+ * brings the state before: a human would reload. So now and then we ask for the keys anew.
  */
 export async function wait_user_trust(session, { user_id, verified = true, timeout_ms }) {
+    const askAnew = async () => {
+        await session.crypto.markAllTrackedUsersAsDirty();
+        session.crypto.onSyncCompleted({});
+    };
+    const asking = setInterval(() => askAnew().catch((error) => console.error(`cannot ask: ${error}`)), ASK_ANEW_MS);
     return until(
         async () => {
             const trust = await user_trust(session, { user_id });
@@ -37,7 +47,7 @@ export async function wait_user_trust(session, { user_id, verified = true, timeo
             seen: async () => JSON.stringify(await user_trust(session, { user_id })),
             timeoutMs: timeout_ms,
         },
-    );
+    ).finally(() => clearInterval(asking));
 }
 
 export async function devices({ crypto }, { user_id }) {

@@ -59,6 +59,8 @@ fn answers() -> Vec<(&'static str, Fault)> {
         ("JSON that is no object", answer(200, "[]")),
         ("a truncated answer", Fault::Broken),
         ("an answer that got lost", Fault::Lost),
+        ("no answer", Fault::Swallowed),
+        ("no answer to a call that was carried out", Fault::Hang),
     ]
 }
 
@@ -69,7 +71,8 @@ async fn every_call_gets_over_every_bad_answer() -> Result<()> {
     if !report::is_large() {
         // The rest differ in status only.
         kinds.retain(|(name, _)| {
-            !["503", "a proxy's page with 502", "JSON that is no object"].contains(name)
+            !["503", "a proxy's page with 502", "JSON that is no object", "no answer"]
+                .contains(name)
         });
     }
     let scenes = kinds.iter().map(|(name, fault)| async move {
@@ -77,7 +80,7 @@ async fn every_call_gets_over_every_bad_answer() -> Result<()> {
     });
     let met: usize = try_join_all(scenes).await?.into_iter().sum();
     let note = format!(
-        "Each of {} calls met each of {} bad answers (rate limits, 5xx, proxies' pages, no JSON, broken off, lost) and was made again; signups, invitations and messages came out as without.",
+        "Each of {} calls met each of {} bad answers (rate limits, 5xx, proxies' pages, no JSON, broken off, lost, none) and was made again; signups, invitations and messages came out as without.",
         CALLS.len() + INVITED.len() + 1,
         kinds.len()
     );
@@ -96,7 +99,10 @@ async fn gets_over(fault: &Fault) -> Result<usize> {
     let fake = scene.fake.clone();
     let alice = Person::new(&fake, "alice").await?;
     let lobby = fake.room(&alice.user_id, false, &[]);
-    scene.greenshield.configure(|config| config["signup"] = json!({ "rooms": [lobby] }))?;
+    scene.greenshield.configure(|config| {
+        config["signup"] = json!({ "rooms": [lobby] });
+        config["homeserver"]["timeout_seconds"] = 2.into();
+    })?;
     let before = fake.calls("").len();
     let ping = fake.trap("/ping", 0, fault.clone());
     scene.greenshield.restart().await?;

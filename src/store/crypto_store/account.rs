@@ -26,7 +26,7 @@ pub(super) async fn load(store: &PgCryptoStore) -> Result<Option<Account>> {
 }
 
 async fn from_database(store: &PgCryptoStore) -> Result<Option<(String, Vec<u8>)>> {
-    store.settle().await?;
+    store.settle(|rows| !rows.accounts.is_empty()).await?;
     let row = sqlx::query!(
         "-- crypto_store.account.load
         SELECT identity_key, sealed_account FROM crypto_accounts WHERE bot_id = $1",

@@ -11,7 +11,7 @@ use super::{
 
 /// How many keys there are, and how many of them in the backup of this version.
 pub(super) async fn counts(store: &PgCryptoStore, version: Option<&str>) -> Result<RoomKeyCounts> {
-    store.settle().await?;
+    store.settle(|rows| !rows.inbound.is_empty()).await?;
     let row = sqlx::query!(
         r#"-- crypto_store.backup.counts
         SELECT COUNT(*) AS "total!", COUNT(*) FILTER (WHERE backed_up_to = $2) AS "backed_up!"
@@ -34,7 +34,7 @@ pub(super) async fn load_missing(
     version: &str,
     limit: usize,
 ) -> Result<Vec<InboundGroupSession>> {
-    store.settle().await?;
+    store.settle(|rows| !rows.inbound.is_empty()).await?;
     // Three ranges of an index instead of IS DISTINCT FROM, which no index serves: usually there is
     // nothing to find among many keys.
     let rows = sqlx::query_as!(

@@ -56,7 +56,7 @@ pub(super) async fn load_of_user(
 }
 
 async fn from_database(store: &PgCryptoStore, user_id: &UserId) -> Result<Vec<(String, Vec<u8>)>> {
-    store.settle().await?;
+    store.settle(|rows| rows.devices.keys().any(|(_, user, _)| user == user_id.as_str())).await?;
     let rows = sqlx::query!(
         "-- crypto_store.devices.load_of_user
         SELECT device_id, sealed_device FROM crypto_devices WHERE bot_id = $1 AND user_id = $2",
@@ -172,7 +172,9 @@ pub(super) async fn load_identity(
     let sealed = match prefetched {
         Some(sealed) => sealed,
         None => {
-            store.settle().await?;
+            store
+                .settle(|rows| rows.identities.contains_key(&(store.bot, user_id.to_string())))
+                .await?;
             sqlx::query_scalar!(
                 "-- crypto_store.devices.load_identity
                 SELECT sealed_identity FROM crypto_identities WHERE bot_id = $1 AND user_id = $2",

@@ -43,7 +43,7 @@ pub(super) fn open_all(store: &PgCryptoStore, rows: &[Row]) -> Result<Vec<Inboun
 
 /// Those room keys that do not open: room and session.
 pub(super) async fn damaged(store: &PgCryptoStore) -> Result<Vec<(String, String)>> {
-    store.settle().await?;
+    store.settle(|rows| !rows.inbound.is_empty()).await?;
     let rows = sqlx::query_as!(
         Row,
         "-- crypto_store.group_sessions.damaged
@@ -66,7 +66,12 @@ pub(super) async fn load(
     if let Some(session) = store.cache().inbound(room_id, session_id) {
         return Ok(Some(session));
     }
-    store.settle().await?;
+    store
+        .settle(|rows| {
+            let key = (store.bot, room_id.to_string(), session_id.to_owned());
+            rows.inbound.contains_key(&key)
+        })
+        .await?;
     let row = sqlx::query_as!(
         Row,
         "-- crypto_store.group_sessions.load
@@ -85,7 +90,7 @@ pub(super) async fn load(
 
 /// Every room key of the bot. Nothing that runs often asks for this.
 pub(super) async fn load_all(store: &PgCryptoStore) -> Result<Vec<InboundGroupSession>> {
-    store.settle().await?;
+    store.settle(|rows| !rows.inbound.is_empty()).await?;
     let rows = sqlx::query_as!(
         Row,
         "-- crypto_store.group_sessions.load_all
@@ -104,7 +109,7 @@ pub(super) async fn load_by_room(
     store: &PgCryptoStore,
     room_id: &RoomId,
 ) -> Result<Vec<InboundGroupSession>> {
-    store.settle().await?;
+    store.settle(|rows| !rows.inbound.is_empty()).await?;
     let rows = sqlx::query_as!(
         Row,
         "-- crypto_store.group_sessions.load_by_room
@@ -130,7 +135,7 @@ pub(super) async fn load_by_device(
     after: Option<String>,
     limit: usize,
 ) -> Result<Vec<InboundGroupSession>> {
-    store.settle().await?;
+    store.settle(|rows| !rows.inbound.is_empty()).await?;
     let rows = sqlx::query_as!(
         Row,
         "-- crypto_store.group_sessions.load_by_device
@@ -287,7 +292,7 @@ pub(super) async fn load_outbound(
     let sealed = match prefetched {
         Some(sealed) => sealed,
         None => {
-            store.settle().await?;
+            store.settle(|rows| !rows.outbound.is_empty()).await?;
             sqlx::query_scalar!(
                 "-- crypto_store.group_sessions.load_outbound
                 SELECT sealed_session FROM crypto_outbound_group_sessions

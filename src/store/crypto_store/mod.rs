@@ -142,7 +142,7 @@ impl PgCryptoStore {
     }
 
     /// The same store, but what is saved is only gathered, until [`PgCryptoStore::take_gathered`] or a
-    /// read that the cache cannot answer. Whoever sends anything that follows from it writes it first.
+    /// read of what is among it. Whoever sends anything that follows from it writes it first.
     #[must_use]
     pub fn gathering(mut self) -> Self {
         self.gathers = true;
@@ -176,10 +176,10 @@ impl PgCryptoStore {
         self.prefetched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes what was gathered: before a read that it might answer.
-    async fn settle(&self) -> Result<()> {
+    /// Writes what was gathered if that `touches` what is about to be read.
+    async fn settle(&self, touches: impl FnOnce(&CryptoRows) -> bool) -> Result<()> {
         let turn = self.turn().await;
-        if turn.gathered.is_empty() {
+        if !touches(&turn.gathered) {
             return Ok(());
         }
         turn.write().await?.commit().await

@@ -196,5 +196,8 @@ pub async fn prefetch(
 }
 
 fn pairs(wanted: &[Wanted], of: fn(&Wanted) -> &BTreeSet<String>) -> (Vec<i64>, Vec<String>) {
-    wanted.iter().flat_map(|wanted| of(wanted).iter().map(|key| (wanted.bot.0, key.clone()))).unzip()
+    wanted
+        .iter()
+        .flat_map(|wanted| of(wanted).iter().map(|key| (wanted.bot.0, key.clone())))
+        .unzip()
 }

@@ -28,7 +28,7 @@ pub(super) async fn load(
     if !foreign::is_id(request_id.as_str()) {
         return Ok(None);
     }
-    store.settle().await?;
+    store.settle(|rows| !rows.requests.is_empty()).await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.requests.load
         SELECT sealed_request FROM crypto_requests WHERE bot_id = $1 AND request_id = $2",
@@ -49,7 +49,7 @@ pub(super) async fn load_by_info(
     if info_key.contains('\0') {
         return Ok(None);
     }
-    store.settle().await?;
+    store.settle(|rows| !rows.requests.is_empty()).await?;
     let row = sqlx::query!(
         "-- crypto_store.requests.load_by_info
         SELECT request_id, sealed_request FROM crypto_requests
@@ -70,7 +70,7 @@ pub(super) async fn load_unsent(store: &PgCryptoStore) -> Result<Vec<GossipReque
     if store.cache().nothing_unsent() {
         return Ok(Vec::new());
     }
-    store.settle().await?;
+    store.settle(|rows| !rows.requests.is_empty()).await?;
     let rows = sqlx::query!(
         "-- crypto_store.requests.load_unsent
         SELECT request_id, sealed_request FROM crypto_requests
@@ -173,7 +173,7 @@ pub(super) async fn load_secrets(
     store: &PgCryptoStore,
     name: &SecretName,
 ) -> Result<Vec<Zeroizing<String>>> {
-    store.settle().await?;
+    store.settle(|rows| !rows.secrets.is_empty()).await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.requests.load_secrets
         SELECT sealed_secret FROM crypto_secrets WHERE bot_id = $1 AND secret_name = $2",

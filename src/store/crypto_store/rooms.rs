@@ -22,7 +22,7 @@ pub(super) async fn load_settings(
     store: &PgCryptoStore,
     room_id: &RoomId,
 ) -> Result<Option<RoomSettings>> {
-    store.settle().await?;
+    store.settle(|rows| !rows.rooms.is_empty()).await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.rooms.load_settings
         SELECT sealed_settings FROM crypto_room_settings WHERE bot_id = $1 AND room_id = $2",
@@ -40,7 +40,7 @@ pub(super) async fn load_withheld(
     room_id: &RoomId,
     session_id: &str,
 ) -> Result<Option<RoomKeyWithheldEntry>> {
-    store.settle().await?;
+    store.settle(|rows| !rows.rooms.is_empty()).await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.rooms.load_withheld
         SELECT sealed_entry FROM crypto_withheld_sessions
@@ -59,7 +59,7 @@ pub(super) async fn load_withheld_of_room(
     store: &PgCryptoStore,
     room_id: &RoomId,
 ) -> Result<Vec<RoomKeyWithheldEntry>> {
-    store.settle().await?;
+    store.settle(|rows| !rows.rooms.is_empty()).await?;
     let rows = sqlx::query!(
         "-- crypto_store.rooms.load_withheld_of_room
         SELECT session_id, sealed_entry FROM crypto_withheld_sessions
@@ -81,7 +81,7 @@ pub(super) async fn load_bundle(
     room_id: &RoomId,
     sender: &UserId,
 ) -> Result<Option<StoredRoomKeyBundleData>> {
-    store.settle().await?;
+    store.settle(|rows| !rows.rooms.is_empty()).await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.rooms.load_bundle
         SELECT sealed_bundle FROM crypto_room_key_bundles
@@ -102,7 +102,7 @@ pub(super) async fn load_pending(
     store: &PgCryptoStore,
     room_id: &RoomId,
 ) -> Result<Option<RoomPendingKeyBundleDetails>> {
-    store.settle().await?;
+    store.settle(|rows| !rows.rooms.is_empty()).await?;
     let sealed = sqlx::query_scalar!(
         "-- crypto_store.rooms.load_pending
         SELECT sealed_details FROM crypto_pending_key_bundles WHERE bot_id = $1 AND room_id = $2",
@@ -118,7 +118,7 @@ pub(super) async fn load_pending(
 pub(super) async fn load_all_pending(
     store: &PgCryptoStore,
 ) -> Result<Vec<RoomPendingKeyBundleDetails>> {
-    store.settle().await?;
+    store.settle(|rows| !rows.rooms.is_empty()).await?;
     let rows = sqlx::query!(
         "-- crypto_store.rooms.load_all_pending
         SELECT room_id, sealed_details FROM crypto_pending_key_bundles
@@ -133,7 +133,7 @@ pub(super) async fn load_all_pending(
 
 /// Whether all keys of this room were fetched from the backup.
 pub(super) async fn is_downloaded(store: &PgCryptoStore, room_id: &RoomId) -> Result<bool> {
-    store.settle().await?;
+    store.settle(|rows| !rows.rooms.is_empty()).await?;
     Ok(sqlx::query_scalar!(
         r#"-- crypto_store.rooms.is_downloaded
         SELECT EXISTS (

@@ -41,11 +41,8 @@ pub(super) async fn load(store: &PgCryptoStore, sender_key: &str) -> Result<Opti
         .map(Some)
 }
 
-async fn from_database(
-    store: &PgCryptoStore,
-    sender_key: &str,
-) -> Result<Vec<(String, Vec<u8>)>> {
-    store.settle().await?;
+async fn from_database(store: &PgCryptoStore, sender_key: &str) -> Result<Vec<(String, Vec<u8>)>> {
+    store.settle(|rows| !rows.sessions.is_empty()).await?;
     let rows = sqlx::query!(
         "-- crypto_store.sessions.load
         SELECT session_id, sealed_session FROM crypto_olm_sessions
@@ -104,7 +101,7 @@ pub(super) async fn is_message_known(
     store: &PgCryptoStore,
     message: &OlmMessageHash,
 ) -> Result<bool> {
-    store.settle().await?;
+    store.settle(|rows| !rows.hashes.is_empty()).await?;
     Ok(sqlx::query_scalar!(
         r#"-- crypto_store.sessions.is_message_known
         SELECT EXISTS (

@@ -25,7 +25,7 @@ pub(super) async fn load(store: &PgCryptoStore) -> Result<Vec<TrackedUser>> {
 }
 
 async fn from_database(store: &PgCryptoStore) -> Result<Vec<(String, bool)>> {
-    store.settle().await?;
+    store.settle(|rows| !rows.tracked.is_empty()).await?;
     let rows = sqlx::query!(
         "-- crypto_store.users.load
         SELECT user_id, dirty FROM crypto_tracked_users WHERE bot_id = $1 ORDER BY user_id",

@@ -33,7 +33,7 @@ pub(super) async fn load<T: DeserializeOwned>(
     let sealed = match prefetched {
         Some(sealed) => sealed,
         None => {
-            store.settle().await?;
+            store.settle(|rows| !rows.values.is_empty()).await?;
             sqlx::query_scalar!(
                 "-- crypto_store.values.load
                 SELECT sealed_value FROM crypto_values WHERE bot_id = $1 AND name = $2",
@@ -138,7 +138,6 @@ pub(super) async fn load_custom(store: &PgCryptoStore, name: &str) -> Result<Opt
     let sealed = match prefetched {
         Some(sealed) => sealed,
         None => {
-            store.settle().await?;
             sqlx::query_scalar!(
                 "-- crypto_store.values.load_custom
                 SELECT sealed_value FROM crypto_custom_values WHERE bot_id = $1 AND name = $2",
@@ -218,7 +217,7 @@ pub(super) async fn try_lock(
 
 /// How many bytes this bot's sealed values take: a scan of all its rows, for diagnostics.
 pub(super) async fn size(store: &PgCryptoStore) -> Result<Option<usize>> {
-    store.settle().await?;
+    store.settle(|_| true).await?;
     let bytes = sqlx::query_scalar!(
         r#"-- crypto_store.values.size
         SELECT SUM(bytes)::BIGINT AS "bytes" FROM (

@@ -77,7 +77,8 @@ impl Person {
     async fn device(fake: &FakeHomeserver, user: &str, device: &str) -> Result<Self> {
         let user_id = UserId::parse(user)?;
         let actor = Actor { user_id: user_id.clone(), device_id: device.into() };
-        let homeserver = Homeserver::new(&fake.url().parse()?, format!("token of {user}").into())?;
+        let token = format!("token of {user}").into();
+        let homeserver = Homeserver::new(&fake.url().parse()?, token, PATIENCE)?;
         let machine = OlmMachine::new(&user_id, &actor.device_id).await;
         homeserver.create_device(&actor, "a client").await?;
         let (user_id, device_id) = (user.to_owned(), device.to_owned());

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -32,6 +32,9 @@ use super::{
     session,
 };
 use crate::support::{poll::Wait, synapse::Credentials};
+
+/// How long a change of somebody's keys may take to be announced.
+const ASK_ANEW: Duration = Duration::from_secs(10);
 
 pub(super) struct RustHuman {
     client: Client,
@@ -267,10 +270,17 @@ impl Human for RustHuman {
     ) -> Result<Trust> {
         let what = format!("verified={verified} of {user_id} for {}", self.user_id);
         let mut wait = Wait::new(what, patience);
+        let mut asked = Instant::now();
         loop {
             let trust = self.user_trust(user_id).await?;
             if trust.verified == verified {
                 return Ok(trust);
+            }
+            // A homeserver can lose the announcement of a signature, and a query that was under way
+            // meanwhile brings the state before: a human would open the client anew.
+            if asked.elapsed() > ASK_ANEW {
+                self.client.encryption().request_user_identity(user_id.try_into()?).await?;
+                asked = Instant::now();
             }
             wait.again().await.with_context(|| format!("{trust:?}"))?;
         }
