@@ -40,16 +40,20 @@ impl NewEvent {
         let id = |value: Option<&Value>| {
             value?.as_str().filter(|id| foreign::is_id(id)).map(ToOwned::to_owned)
         };
-        let content = |key| json.get("content")?.get(key);
+        let event_type = id(json.get("type"))?;
+        // Whatever a message in the clear says of sessions says nothing of ours.
+        let encrypted = (event_type == "m.room.encrypted").then(|| json.get("content")).flatten();
+        let content = |key| encrypted?.get(key);
+        let session_id = id(content("session_id"));
+        let message_index =
+            content("ciphertext").and_then(Value::as_str).and_then(foreign::message_index);
         Some(Self {
             event_id: id(json.get("event_id"))?,
             room_id,
             sender: id(json.get("sender"))?,
-            event_type: id(json.get("type"))?,
-            session_id: id(content("session_id")),
-            message_index: content("ciphertext")
-                .and_then(Value::as_str)
-                .and_then(foreign::message_index),
+            event_type,
+            session_id,
+            message_index,
             origin_server_ts: json.get("origin_server_ts").and_then(Value::as_i64).unwrap_or(0),
             json,
         })

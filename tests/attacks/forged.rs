@@ -155,7 +155,13 @@ async fn a_message_that_comes_again_under_another_id_is_not_read_again() -> Resu
     alice.ping(&room).await?;
     let content = alice.encrypt(&room, "!ping", true).await?;
     let say = || scene.fake.say(&room, &alice.user_id, "m.room.encrypted", None, content.clone());
+    let mallory = Person::new(&scene.fake, "mallory").await?;
+    mallory.join(&room).await?;
     scene.fake.hold_events(true);
+    // Somebody else has its bytes first, in the clear and in their own name.
+    for kind in ["m.room.message", "m.room.encrypted"] {
+        scene.fake.say(&room, &mallory.user_id, kind, None, content.clone());
+    }
     let (first, at_once) = (say(), say());
     scene.fake.hold_events(false);
     ensure!(logged(&scene, &first).await? == "ok", "the message itself is read");
