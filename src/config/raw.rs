@@ -91,7 +91,7 @@ section!(Limits {
 
 section!(Workers {
     concurrency: usize = 64,
-    machine_cache_mib: usize = 64,
+    machine_cache_mib: usize = 192,
     lease_seconds: u64 = 15,
 });
 
