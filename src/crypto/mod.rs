@@ -120,8 +120,12 @@ impl BotMachine {
 
     /// What the machine saved since this was last asked: to be committed before anything that follows
     /// from it leaves the process.
-    pub async fn take_gathered(&self) -> CryptoRows {
-        self.store.take_gathered().await
+    ///
+    /// # Errors
+    ///
+    /// If the store failed at anything, whether the machine told or not.
+    pub async fn take_gathered(&self) -> Result<CryptoRows, CryptoError> {
+        self.store.take_gathered().await.map_err(|error| CryptoError::Store(error.into()))
     }
 
     /// About how much memory the machine takes.

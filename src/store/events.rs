@@ -77,7 +77,7 @@ pub struct StoredEvent {
     pub session_id: Option<String>,
     /// Which message of the session it is.
     pub message_index: Option<i64>,
-    /// Whether an earlier event was this very message, and was read: then this one is a replay.
+    /// Whether an earlier event was this very message, and some bot read it: then this is a replay.
     pub replayed: bool,
     /// Milliseconds, as the sender's homeserver says.
     pub origin_server_ts: i64,
@@ -186,7 +186,8 @@ pub async fn load(
             EXISTS (
                 SELECT FROM events earlier
                 WHERE earlier.session_id = e.session_id AND earlier.message_index = e.message_index
-                    AND earlier.event_seq < e.event_seq AND earlier.sealed_clear IS NOT NULL
+                    AND earlier.sender = e.sender AND earlier.event_seq < e.event_seq
+                    AND earlier.sealed_clear IS NOT NULL
             ) AS "replayed!"
         FROM events e LEFT JOIN rooms r USING (room_id)
         WHERE event_seq = ANY($1)

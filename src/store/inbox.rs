@@ -60,6 +60,8 @@ pub struct Entry {
     pub attempts: i32,
     /// Whether it names an event that the bot has logged already.
     pub logged: bool,
+    /// Whether the bot has read this very message as another event.
+    pub replayed: bool,
 }
 
 impl Work {
@@ -147,8 +149,12 @@ pub async fn add(
             INSERT INTO inbox (bot_id, kind, event_seq, sealed_payload, received_at, due_at)
             SELECT bot_id, kind, event_seq, payload, $6, due_at FROM new ORDER BY position
             ON CONFLICT ON CONSTRAINT inbox_event_once DO NOTHING
+            RETURNING entry_id
         ), due AS (
-            SELECT bot_id, MIN(due_at) AS due_at FROM new GROUP BY bot_id
+            -- Counted, so that the inbox is locked before the queue, as everywhere.
+            SELECT bot_id, MIN(due_at) AS due_at
+            FROM new, (SELECT COUNT(*) FROM added) AS first
+            GROUP BY bot_id
         )
         INSERT INTO bot_queue (bot_id, shard, due_at)
         SELECT bot_id, shard, due_at
@@ -195,7 +201,16 @@ pub async fn due(
                 SELECT l.update_id FROM event_log l
                 WHERE l.bot_id = b.bot_id AND l.event_seq = i.event_seq
                 LIMIT 1
-            ) IS NOT NULL AS "logged!"
+            ) IS NOT NULL AS "logged!",
+            (
+                SELECT l.update_id
+                FROM events mine
+                JOIN events other USING (session_id, message_index, sender)
+                JOIN event_log l ON l.event_seq = other.event_seq AND l.bot_id = b.bot_id
+                WHERE mine.event_seq = i.event_seq AND other.event_seq <> i.event_seq
+                    AND l.decryption IN ('ok', 'late')
+                LIMIT 1
+            ) IS NOT NULL AS "replayed!"
         FROM UNNEST($1::BIGINT[]) AS b (bot_id)
         CROSS JOIN LATERAL (
             SELECT * FROM inbox
@@ -222,6 +237,7 @@ pub async fn due(
                     received_at: row.received_at,
                     attempts: row.attempts,
                     logged: row.logged,
+                    replayed: row.replayed,
                 };
                 entries.push((bot, entry));
             }

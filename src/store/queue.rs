@@ -85,7 +85,10 @@ pub async fn next_due(
 ) -> Result<Option<DateTime<Utc>>, StoreError> {
     Ok(sqlx::query_scalar!(
         "-- queue.next_due
-        SELECT due_at FROM bot_queue WHERE shard = ANY($1) ORDER BY due_at LIMIT 1",
+        SELECT q.due_at FROM bot_queue q JOIN bots USING (bot_id)
+        WHERE q.shard = ANY($1)
+        ORDER BY q.due_at
+        LIMIT 1",
         shards,
     )
     .fetch_optional(conn)

@@ -128,18 +128,18 @@ impl<'a> Step<'a> {
     }
 
     /// What was gathered, the machine's part included.
-    async fn take_rows(&mut self) -> Rows {
+    async fn take_rows(&mut self) -> Result<Rows, StepError> {
         let mut rows = std::mem::take(&mut self.rows);
         if let Some(kept) = &self.kept {
-            rows.crypto.merge(kept.machine.take_gathered().await);
+            rows.crypto.merge(kept.machine.take_gathered().await?);
         }
-        rows
+        Ok(rows)
     }
 
     /// Commits what was gathered. If that fails the machine is ahead of the database, and is thrown
     /// away.
     pub(super) async fn commit(&mut self) -> Result<(), StepError> {
-        let rows = self.take_rows().await;
+        let rows = self.take_rows().await?;
         self.context.committer.commit(self.fence, rows).await.map_err(StepError::uncommitted)
     }
 
@@ -212,7 +212,13 @@ pub(super) async fn step(
     if let Err(error) = &result {
         step.failed(error).await;
     }
-    let rows = step.take_rows().await;
+    let (rows, result) = match step.take_rows().await {
+        Ok(rows) => (rows, result),
+        Err(error) => {
+            step.failed(&error).await;
+            (Rows::default(), Err(error))
+        }
+    };
     if let Some(kept) = &mut step.kept {
         kept.pinned = step.verifying;
     }

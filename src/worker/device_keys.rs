@@ -64,6 +64,8 @@ pub(super) async fn answer(
         request.device_keys.keys().filter(|user| **user != own).cloned().collect();
     let mut answer = get_keys::v3::Response::new();
     if request.device_keys.contains_key(&own) {
+        // That it tracks itself is committed before it asks, so that no later change is missed.
+        step.commit().await?;
         answer = ask(step, [own].into()).await?;
     }
     about_others(step, others, &mut answer).await?;

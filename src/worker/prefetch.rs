@@ -10,6 +10,7 @@ use std::{
 
 use serde_json::Value;
 use tokio::sync::OnceCell;
+use tracing::warn;
 
 use crate::{
     model::{BotId, BotState},
@@ -19,12 +20,14 @@ use crate::{
         crypto_store::{self, Prefetched, Wanted},
         inbox::Work,
     },
+    telemetry::chain,
 };
 
 /// See the module.
 pub(super) struct Prefetch {
     wanted: Vec<Wanted>,
-    rows: OnceCell<Mutex<HashMap<BotId, Prefetched>>>,
+    /// Nothing if they could not be read: then each machine reads its own.
+    rows: OnceCell<Option<Mutex<HashMap<BotId, Prefetched>>>>,
 }
 
 impl Prefetch {
@@ -38,16 +41,26 @@ impl Prefetch {
     }
 
     /// A bot's rows, for the first machine that its step opens.
-    pub(super) async fn take(&self, store: &Store, bot: BotId) -> Result<Prefetched, StoreError> {
+    pub(super) async fn take(&self, store: &Store, bot: BotId) -> Prefetched {
         if !self.wanted.iter().any(|wanted| wanted.bot == bot) {
-            return Ok(Prefetched::default());
+            return Prefetched::default();
         }
-        let read = async {
-            let mut conn = store.connection().await?;
-            Ok::<_, StoreError>(Mutex::new(crypto_store::prefetch(&mut conn, &self.wanted).await?))
-        };
-        let rows = self.rows.get_or_try_init(|| read).await?;
-        Ok(rows.lock().unwrap_or_else(PoisonError::into_inner).remove(&bot).unwrap_or_default())
+        let rows = self.rows.get_or_init(|| async {
+            match self.read(store).await {
+                Ok(rows) => Some(Mutex::new(rows)),
+                Err(error) => {
+                    warn!(error = chain(&error), "cannot read for several machines at once");
+                    None
+                }
+            }
+        });
+        let Some(rows) = rows.await else { return Prefetched::default() };
+        rows.lock().unwrap_or_else(PoisonError::into_inner).remove(&bot).unwrap_or_default()
+    }
+
+    async fn read(&self, store: &Store) -> Result<HashMap<BotId, Prefetched>, StoreError> {
+        let mut conn = store.connection().await?;
+        crypto_store::prefetch(&mut conn, &self.wanted).await
     }
 }
 

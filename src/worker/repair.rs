@@ -37,7 +37,7 @@ const SALVAGED: i64 = 1000;
 /// affair, which is begun here.
 pub(super) async fn open_machine(step: &mut Step<'_>) -> Result<BotMachine, StepError> {
     let (store, bot) = (&step.context.store, step.bot.clone());
-    let prefetched = step.prefetch.take(store, bot.id).await?;
+    let prefetched = step.prefetch.take(store, bot.id).await;
     if bot.state == BotState::Active && !prefetched.has_account() {
         let mut conn = store.connection().await?;
         let may_make = bots::has_account(&mut conn, bot.id).await?

@@ -61,8 +61,13 @@ pub(super) async fn run(
     Ok(())
 }
 
-/// Messages of Megolm sessions, by session and index.
-type Messages = HashSet<(String, i64)>;
+/// Messages of Megolm sessions: by sender, session and index.
+type Messages = HashSet<(String, String, i64)>;
+
+/// What no client makes twice.
+fn message_of(event: &StoredEvent) -> Option<(String, String, i64)> {
+    Some((event.sender.clone(), event.session_id.clone()?, event.message_index?))
+}
 
 /// How one event reads.
 enum Reading {
@@ -79,7 +84,7 @@ async fn read(
     let patience = if step.is_ours(&event.sender) { GIVE_UP_OURS_AFTER } else { GIVE_UP_AFTER };
     match reading(step, entry, event, heard).await? {
         Reading::Clear { json, how, fresh } => {
-            heard.extend(event.session_id.clone().zip(event.message_index));
+            heard.extend(message_of(event));
             // A verification must have been fed before the event counts as seen.
             if let Some(message) = VerificationMessage::from_room_event(&json) {
                 verify::heard_in_room(step, &message, &json).await?;
@@ -116,8 +121,8 @@ async fn reading(
         let json = with_room(event.json.clone(), &event.room_id);
         return Ok(Reading::Clear { json, how: Decryption::Plain, fresh: false });
     }
-    let message = event.session_id.clone().zip(event.message_index);
-    if event.replayed || message.is_some_and(|message| heard.contains(&message)) {
+    let heard = || message_of(event).is_some_and(|message| heard.contains(&message));
+    if entry.replayed || event.replayed || heard() {
         // A client uses each number once: a homeserver brings its message again under another id.
         return Ok(Reading::Not(Undecryptable::Never("replayed")));
     }

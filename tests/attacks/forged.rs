@@ -182,6 +182,33 @@ async fn a_message_that_comes_again_under_another_id_is_not_read_again() -> Resu
     Ok(())
 }
 
+/// Also when the first could not be read before its replay was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_message_is_not_read_after_its_replay() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    alice.ping(&bot.room).await?;
+    scene.settled().await?;
+    alice.forget_key(&bot.room).await?;
+    scene.fake.to_device(Delivery::InboxOnly);
+    let content = alice.encrypt(&bot.room, "!ping", true).await?;
+    let mut keys = scene.fake.inbox(&bot.user_id, &bot.device_id);
+    for key in &mut keys {
+        key["to_user_id"] = bot.user_id.as_str().into();
+        key["to_device_id"] = bot.device_id.as_str().into();
+    }
+    let encrypted = "m.room.encrypted";
+    let first = scene.fake.say(&bot.room, &alice.user_id, encrypted, None, content.clone());
+    ensure!(scene.wait_parked(&first).await? == "room_key_missing");
+    let replay = json!({ "type": encrypted, "event_id": "$replay", "room_id": bot.room,
+        "sender": alice.user_id, "origin_server_ts": 1, "content": content });
+    let both = json!({ TO_DEVICE: keys, "events": [replay] });
+    ensure!(scene.fake.transaction("both", &both).await?.0 == 200);
+    ensure!(logged(&scene, "$replay").await? == "ok", "it is read once");
+    ensure!(logged(&scene, &first).await? == "failed", "and not again");
+    scene.fake.to_device(Delivery::Pushed);
+    unanswered(&scene, &alice, &bot, &first).await
+}
+
 /// The same message in another wrapping is the same message.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_room_key_that_is_replayed_in_new_wrappings_changes_nothing() -> Result<()> {

@@ -16,7 +16,6 @@ use super::{span, warmed};
 use crate::{
     contestant::Kind,
     homeserver::{course::Course, state::State},
-    human::Human,
     options::Options,
     results::{Record, millis, number, percentile},
     scene::{Room, Scene},
@@ -50,7 +49,7 @@ pub async fn run(options: &Options, cluster: &Arc<Cluster>, kind: Kind) -> Resul
         over.store(true, Ordering::Relaxed);
         outcome
     };
-    let (outcome, verified) = tokio::join!(course, verify(&scene, &verifying, &over));
+    let (outcome, verified) = tokio::join!(course, verify(&verifying, &over));
     let (outcome, verified) = (outcome?, verified?);
     let elapsed = begun.elapsed().as_secs_f64();
     ensure!(outcome.all == total, "{} of {total} answered", outcome.all);
@@ -101,21 +100,22 @@ async fn check(course: &Course, rooms: &[Room]) -> Result<()> {
     Ok(())
 }
 
-/// Humans who verify bots: each knows its bot's devices.
-async fn verifiers(scene: &mut Scene) -> Result<Vec<Arc<Human>>> {
+/// Humans who verify bots, each in a room with its bot, which heeds no strangers.
+async fn verifiers(scene: &mut Scene) -> Result<Vec<Room>> {
     if scene.contestant.kind == Kind::Ceiling {
         return Ok(Vec::new());
     }
     let count = scene.bots.len();
-    scene.humans(count).await
+    let humans = scene.humans(count).await?;
+    scene.rooms(count, &humans).await
 }
 
 /// A few verifications at a time, until `over`; how many came to a good end.
-async fn verify(scene: &Scene, humans: &[Arc<Human>], over: &AtomicBool) -> Result<usize> {
-    let pairs = humans.iter().zip(&scene.bots).take_while(|_| !over.load(Ordering::Relaxed));
-    let verified: Vec<()> = futures_util::stream::iter(pairs)
-        .map(async |(human, bot)| {
-            let verifying = human.verify(&bot.user_id, &bot.device_id);
+async fn verify(rooms: &[Room], over: &AtomicBool) -> Result<usize> {
+    let rooms = rooms.iter().take_while(|_| !over.load(Ordering::Relaxed));
+    let verified: Vec<()> = futures_util::stream::iter(rooms)
+        .map(async |room| {
+            let verifying = room.human.verify(&room.bot.user_id, &room.bot.device_id);
             tokio::time::timeout(PATIENCE, verifying).await?
         })
         .buffer_unordered(VERIFICATIONS)

@@ -2,7 +2,10 @@
 
 use matrix_sdk_crypto::store::CryptoStoreError;
 
-use crate::store::{SealError, StoreError};
+use crate::{
+    store::{SealError, StoreError},
+    telemetry::chain,
+};
 
 /// Why the crypto store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +19,9 @@ pub enum PgCryptoStoreError {
     /// Sessions were asked for before there is an account.
     #[error("the bot has no account yet")]
     NoAccount,
+    /// Something failed before, and the machine did not tell.
+    #[error("the crypto store failed: {0}")]
+    Failed(String),
     /// The account's own device is missing.
     #[error("the bot's own device is not in its store")]
     NoOwnDevice,
@@ -40,6 +46,37 @@ impl From<PgCryptoStoreError> for CryptoStoreError {
             PgCryptoStoreError::Store(error) => Self::backend(error),
             PgCryptoStoreError::NoAccount => Self::AccountUnset,
             error => Self::backend(error),
+        }
+    }
+}
+
+/// What is remembered of an error.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Lease,
+    Damage,
+    Other(String),
+}
+
+impl Failure {
+    /// Nothing for what is an answer rather than a failure.
+    pub(super) fn of(error: &PgCryptoStoreError) -> Option<Self> {
+        match error {
+            PgCryptoStoreError::NoAccount | PgCryptoStoreError::NoOwnDevice => None,
+            PgCryptoStoreError::Store(StoreError::LeaseLost) => Some(Self::Lease),
+            PgCryptoStoreError::Store(StoreError::Seal(_)) | PgCryptoStoreError::Pickle(_) => {
+                Some(Self::Damage)
+            }
+            error => Some(Self::Other(chain(error))),
+        }
+    }
+
+    /// An error of the same kind.
+    pub(super) fn again(&self) -> PgCryptoStoreError {
+        match self {
+            Self::Lease => StoreError::LeaseLost.into(),
+            Self::Damage => PgCryptoStoreError::Pickle("the crypto store"),
+            Self::Other(said) => PgCryptoStoreError::Failed(said.clone()),
         }
     }
 }

@@ -292,7 +292,8 @@ pub(super) async fn load_outbound(
     let sealed = match prefetched {
         Some(sealed) => sealed,
         None => {
-            store.settle(|rows| !rows.outbound.is_empty()).await?;
+            let key = (store.bot, room_id.to_string());
+            store.settle(|rows| rows.outbound.contains_key(&key)).await?;
             sqlx::query_scalar!(
                 "-- crypto_store.group_sessions.load_outbound
                 SELECT sealed_session FROM crypto_outbound_group_sessions

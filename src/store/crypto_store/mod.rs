@@ -45,7 +45,7 @@ mod values;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, OnceLock, PoisonError, RwLock},
     time::SystemTime,
 };
 
@@ -55,7 +55,7 @@ use ruma::RoomId;
 use sqlx::{PgPool, Postgres, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 
-use self::cache::Cache;
+use self::{cache::Cache, error::Failure};
 pub use self::{
     device::{AccountState, forget_device},
     error::{PgCryptoStoreError, is_damage, lease_lost},
@@ -97,6 +97,8 @@ pub struct PgCryptoStore {
     gathers: bool,
     cache: Arc<StdMutex<Cache>>,
     prefetched: Arc<StdMutex<Prefetched>>,
+    /// The first thing that failed.
+    failure: Arc<OnceLock<Failure>>,
 }
 
 impl fmt::Debug for PgCryptoStore {
@@ -138,6 +140,7 @@ impl PgCryptoStore {
             gathers: false,
             cache: Arc::default(),
             prefetched: Arc::default(),
+            failure: Arc::default(),
         }
     }
 
@@ -150,8 +153,26 @@ impl PgCryptoStore {
     }
 
     /// What was gathered, to be written together with what else the caller writes.
-    pub async fn take_gathered(&self) -> CryptoRows {
-        std::mem::take(&mut *self.gathered.lock().await)
+    ///
+    /// # Errors
+    ///
+    /// If anything has failed in this store before: the machine takes some failures for answers (a
+    /// message that it cannot decrypt, a session that there is not), and what it made of them is to be
+    /// written nowhere.
+    pub async fn take_gathered(&self) -> Result<CryptoRows> {
+        match self.failure.get() {
+            Some(failure) => Err(failure.again()),
+            None => Ok(std::mem::take(&mut *self.gathered.lock().await)),
+        }
+    }
+
+    /// Remembers a failure beyond the machine, which may hear of it and not tell.
+    fn noted<T>(&self, result: Result<T>) -> Result<T> {
+        if let Some(failure) = result.as_ref().err().and_then(Failure::of) {
+            // The first one is what the others follow from.
+            let _ = self.failure.set(failure);
+        }
+        result
     }
 
     /// Whether the room's session can encrypt one more message as it is: shared, not invalidated and

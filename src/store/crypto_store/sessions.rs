@@ -42,7 +42,7 @@ pub(super) async fn load(store: &PgCryptoStore, sender_key: &str) -> Result<Opti
 }
 
 async fn from_database(store: &PgCryptoStore, sender_key: &str) -> Result<Vec<(String, Vec<u8>)>> {
-    store.settle(|rows| !rows.sessions.is_empty()).await?;
+    store.settle(|rows| rows.sessions.keys().any(|(_, key, _)| key == sender_key)).await?;
     let rows = sqlx::query!(
         "-- crypto_store.sessions.load
         SELECT session_id, sealed_session FROM crypto_olm_sessions

@@ -35,19 +35,19 @@ impl CryptoStore for PgCryptoStore {
     type Error = PgCryptoStoreError;
 
     async fn load_account(&self) -> Result<Option<Account>> {
-        account::load(self).await
+        self.noted(account::load(self).await)
     }
 
     async fn load_identity(&self) -> Result<Option<PrivateCrossSigningIdentity>> {
-        values::load_identity(self).await
+        self.noted(values::load_identity(self).await)
     }
 
     async fn save_changes(&self, changes: Changes) -> Result<()> {
-        changes::save(self, changes).await
+        self.noted(changes::save(self, changes).await)
     }
 
     async fn save_pending_changes(&self, changes: PendingChanges) -> Result<()> {
-        changes::save_account(self, changes.account).await
+        self.noted(changes::save_account(self, changes.account).await)
     }
 
     async fn save_inbound_group_sessions(
@@ -55,11 +55,11 @@ impl CryptoStore for PgCryptoStore {
         sessions: Vec<InboundGroupSession>,
         backed_up_to_version: Option<&str>,
     ) -> Result<()> {
-        group_sessions::import(self, sessions, backed_up_to_version).await
+        self.noted(group_sessions::import(self, sessions, backed_up_to_version).await)
     }
 
     async fn get_sessions(&self, sender_key: &str) -> Result<Option<Vec<Session>>> {
-        sessions::load(self, sender_key).await
+        self.noted(sessions::load(self, sender_key).await)
     }
 
     async fn get_inbound_group_session(
@@ -67,7 +67,7 @@ impl CryptoStore for PgCryptoStore {
         room_id: &RoomId,
         session_id: &str,
     ) -> Result<Option<InboundGroupSession>> {
-        group_sessions::load(self, room_id, session_id).await
+        self.noted(group_sessions::load(self, room_id, session_id).await)
     }
 
     async fn get_withheld_info(
@@ -75,32 +75,32 @@ impl CryptoStore for PgCryptoStore {
         room_id: &RoomId,
         session_id: &str,
     ) -> Result<Option<RoomKeyWithheldEntry>> {
-        rooms::load_withheld(self, room_id, session_id).await
+        self.noted(rooms::load_withheld(self, room_id, session_id).await)
     }
 
     async fn get_withheld_sessions_by_room_id(
         &self,
         room_id: &RoomId,
     ) -> Result<Vec<RoomKeyWithheldEntry>> {
-        rooms::load_withheld_of_room(self, room_id).await
+        self.noted(rooms::load_withheld_of_room(self, room_id).await)
     }
 
     async fn get_inbound_group_sessions(&self) -> Result<Vec<InboundGroupSession>> {
-        group_sessions::load_all(self).await
+        self.noted(group_sessions::load_all(self).await)
     }
 
     async fn inbound_group_session_counts(
         &self,
         backup_version: Option<&str>,
     ) -> Result<RoomKeyCounts> {
-        backup::counts(self, backup_version).await
+        self.noted(backup::counts(self, backup_version).await)
     }
 
     async fn get_inbound_group_sessions_by_room_id(
         &self,
         room_id: &RoomId,
     ) -> Result<Vec<InboundGroupSession>> {
-        group_sessions::load_by_room(self, room_id).await
+        self.noted(group_sessions::load_by_room(self, room_id).await)
     }
 
     async fn get_inbound_group_sessions_for_device_batch(
@@ -110,8 +110,16 @@ impl CryptoStore for PgCryptoStore {
         after_session_id: Option<String>,
         limit: usize,
     ) -> Result<Vec<InboundGroupSession>> {
-        group_sessions::load_by_device(self, curve_key, sender_data_type, after_session_id, limit)
-            .await
+        self.noted(
+            group_sessions::load_by_device(
+                self,
+                curve_key,
+                sender_data_type,
+                after_session_id,
+                limit,
+            )
+            .await,
+        )
     }
 
     async fn inbound_group_sessions_for_backup(
@@ -119,7 +127,7 @@ impl CryptoStore for PgCryptoStore {
         backup_version: &str,
         limit: usize,
     ) -> Result<Vec<InboundGroupSession>> {
-        backup::load_missing(self, backup_version, limit).await
+        self.noted(backup::load_missing(self, backup_version, limit).await)
     }
 
     async fn mark_inbound_group_sessions_as_backed_up(
@@ -127,38 +135,38 @@ impl CryptoStore for PgCryptoStore {
         backup_version: &str,
         room_and_session_ids: &[(&RoomId, &str)],
     ) -> Result<()> {
-        backup::mark(self, backup_version, room_and_session_ids).await
+        self.noted(backup::mark(self, backup_version, room_and_session_ids).await)
     }
 
     async fn reset_backup_state(&self) -> Result<()> {
-        backup::reset(self).await
+        self.noted(backup::reset(self).await)
     }
 
     async fn load_backup_keys(&self) -> Result<BackupKeys> {
-        values::load_backup_keys(self).await
+        self.noted(values::load_backup_keys(self).await)
     }
 
     async fn load_dehydrated_device_pickle_key(&self) -> Result<Option<DehydratedDeviceKey>> {
-        values::load(self, values::DEHYDRATED_DEVICE_KEY).await
+        self.noted(values::load(self, values::DEHYDRATED_DEVICE_KEY).await)
     }
 
     async fn delete_dehydrated_device_pickle_key(&self) -> Result<()> {
-        values::delete(self, values::DEHYDRATED_DEVICE_KEY).await
+        self.noted(values::delete(self, values::DEHYDRATED_DEVICE_KEY).await)
     }
 
     async fn get_outbound_group_session(
         &self,
         room_id: &RoomId,
     ) -> Result<Option<OutboundGroupSession>> {
-        group_sessions::load_outbound(self, room_id).await
+        self.noted(group_sessions::load_outbound(self, room_id).await)
     }
 
     async fn load_tracked_users(&self) -> Result<Vec<TrackedUser>> {
-        users::load(self).await
+        self.noted(users::load(self).await)
     }
 
     async fn save_tracked_users(&self, users: &[(&UserId, bool)]) -> Result<()> {
-        changes::save_tracked(self, users).await
+        self.noted(changes::save_tracked(self, users).await)
     }
 
     async fn get_device(
@@ -166,63 +174,63 @@ impl CryptoStore for PgCryptoStore {
         user_id: &UserId,
         device_id: &DeviceId,
     ) -> Result<Option<DeviceData>> {
-        devices::load(self, user_id, device_id).await
+        self.noted(devices::load(self, user_id, device_id).await)
     }
 
     async fn get_user_devices(
         &self,
         user_id: &UserId,
     ) -> Result<HashMap<OwnedDeviceId, DeviceData>> {
-        devices::load_of_user(self, user_id).await
+        self.noted(devices::load_of_user(self, user_id).await)
     }
 
     async fn get_own_device(&self) -> Result<DeviceData> {
-        devices::load_own(self).await
+        self.noted(devices::load_own(self).await)
     }
 
     async fn get_user_identity(&self, user_id: &UserId) -> Result<Option<UserIdentityData>> {
-        devices::load_identity(self, user_id).await
+        self.noted(devices::load_identity(self, user_id).await)
     }
 
     async fn is_message_known(&self, message_hash: &OlmMessageHash) -> Result<bool> {
-        sessions::is_message_known(self, message_hash).await
+        self.noted(sessions::is_message_known(self, message_hash).await)
     }
 
     async fn get_outgoing_secret_requests(
         &self,
         request_id: &TransactionId,
     ) -> Result<Option<GossipRequest>> {
-        requests::load(self, request_id).await
+        self.noted(requests::load(self, request_id).await)
     }
 
     async fn get_secret_request_by_info(
         &self,
         secret_info: &SecretInfo,
     ) -> Result<Option<GossipRequest>> {
-        requests::load_by_info(self, secret_info).await
+        self.noted(requests::load_by_info(self, secret_info).await)
     }
 
     async fn get_unsent_secret_requests(&self) -> Result<Vec<GossipRequest>> {
-        requests::load_unsent(self).await
+        self.noted(requests::load_unsent(self).await)
     }
 
     async fn delete_outgoing_secret_requests(&self, request_id: &TransactionId) -> Result<()> {
-        requests::delete(self, request_id).await
+        self.noted(requests::delete(self, request_id).await)
     }
 
     async fn get_secrets_from_inbox(
         &self,
         secret_name: &SecretName,
     ) -> Result<Vec<Zeroizing<String>>> {
-        requests::load_secrets(self, secret_name).await
+        self.noted(requests::load_secrets(self, secret_name).await)
     }
 
     async fn delete_secrets_from_inbox(&self, secret_name: &SecretName) -> Result<()> {
-        requests::delete_secrets(self, secret_name).await
+        self.noted(requests::delete_secrets(self, secret_name).await)
     }
 
     async fn get_room_settings(&self, room_id: &RoomId) -> Result<Option<RoomSettings>> {
-        rooms::load_settings(self, room_id).await
+        self.noted(rooms::load_settings(self, room_id).await)
     }
 
     async fn get_received_room_key_bundle_data(
@@ -230,34 +238,34 @@ impl CryptoStore for PgCryptoStore {
         room_id: &RoomId,
         user_id: &UserId,
     ) -> Result<Option<StoredRoomKeyBundleData>> {
-        rooms::load_bundle(self, room_id, user_id).await
+        self.noted(rooms::load_bundle(self, room_id, user_id).await)
     }
 
     async fn get_pending_key_bundle_details_for_room(
         &self,
         room_id: &RoomId,
     ) -> Result<Option<RoomPendingKeyBundleDetails>> {
-        rooms::load_pending(self, room_id).await
+        self.noted(rooms::load_pending(self, room_id).await)
     }
 
     async fn get_all_rooms_pending_key_bundles(&self) -> Result<Vec<RoomPendingKeyBundleDetails>> {
-        rooms::load_all_pending(self).await
+        self.noted(rooms::load_all_pending(self).await)
     }
 
     async fn has_downloaded_all_room_keys(&self, room_id: &RoomId) -> Result<bool> {
-        rooms::is_downloaded(self, room_id).await
+        self.noted(rooms::is_downloaded(self, room_id).await)
     }
 
     async fn get_custom_value(&self, key: &str) -> Result<Option<Vec<u8>>> {
-        values::load_custom(self, key).await
+        self.noted(values::load_custom(self, key).await)
     }
 
     async fn set_custom_value(&self, key: &str, value: Vec<u8>) -> Result<()> {
-        values::save_custom(self, key, value).await
+        self.noted(values::save_custom(self, key, value).await)
     }
 
     async fn remove_custom_value(&self, key: &str) -> Result<()> {
-        values::delete_custom(self, key).await
+        self.noted(values::delete_custom(self, key).await)
     }
 
     async fn try_take_leased_lock(
@@ -266,11 +274,11 @@ impl CryptoStore for PgCryptoStore {
         key: &str,
         holder: &str,
     ) -> Result<Option<CrossProcessLockGeneration>> {
-        values::try_lock(self, lease_duration_ms, key, holder).await
+        self.noted(values::try_lock(self, lease_duration_ms, key, holder).await)
     }
 
     async fn next_batch_token(&self) -> Result<Option<String>> {
-        values::load(self, values::NEXT_BATCH_TOKEN).await
+        self.noted(values::load(self, values::NEXT_BATCH_TOKEN).await)
     }
 
     /// Nothing to do: the pool is the fleet's, and this store holds nothing of it between calls.
@@ -283,6 +291,6 @@ impl CryptoStore for PgCryptoStore {
     }
 
     async fn get_size(&self) -> Result<Option<usize>> {
-        values::size(self).await
+        self.noted(values::size(self).await)
     }
 }
