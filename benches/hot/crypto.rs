@@ -86,7 +86,7 @@ impl Scene {
     /// Writes what the bot's machine has saved.
     async fn commit(&self) -> Result<()> {
         let Some((database, store, fence)) = &self.gathered else { return Ok(()) };
-        let rows = store.take_gathered().await.expect("nothing has failed");
+        let rows = store.take_gathered().await?;
         if !rows.is_empty() {
             let mut tx = database.begin_fenced(*fence).await?;
             rows.write(&mut tx).await?;

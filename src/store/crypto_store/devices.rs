@@ -169,21 +169,20 @@ pub(super) async fn load_identity(
             .map_err(|error| SealError::Content(IDENTITIES, error))?);
     }
     let prefetched = store.prefetched().identities.remove(user_id.as_str());
-    let sealed = match prefetched {
-        Some(sealed) => sealed,
-        None => {
-            store
-                .settle(|rows| rows.identities.contains_key(&(store.bot, user_id.to_string())))
-                .await?;
-            sqlx::query_scalar!(
-                "-- crypto_store.devices.load_identity
-                SELECT sealed_identity FROM crypto_identities WHERE bot_id = $1 AND user_id = $2",
-                store.bot.0,
-                user_id.as_str(),
-            )
-            .fetch_optional(store.pool())
-            .await?
-        }
+    let sealed = if let Some(sealed) = prefetched {
+        sealed
+    } else {
+        store
+            .settle(|rows| rows.identities.contains_key(&(store.bot, user_id.to_string())))
+            .await?;
+        sqlx::query_scalar!(
+            "-- crypto_store.devices.load_identity
+            SELECT sealed_identity FROM crypto_identities WHERE bot_id = $1 AND user_id = $2",
+            store.bot.0,
+            user_id.as_str(),
+        )
+        .fetch_optional(store.pool())
+        .await?
     };
     let json = sealed
         .map(|sealed| store.open_bytes(IDENTITIES, &[user_id.as_str()], &sealed))

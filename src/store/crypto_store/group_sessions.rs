@@ -289,21 +289,20 @@ pub(super) async fn load_outbound(
     room_id: &RoomId,
 ) -> Result<Option<OutboundGroupSession>> {
     let prefetched = store.prefetched().outbound.remove(room_id.as_str());
-    let sealed = match prefetched {
-        Some(sealed) => sealed,
-        None => {
-            let key = (store.bot, room_id.to_string());
-            store.settle(|rows| rows.outbound.contains_key(&key)).await?;
-            sqlx::query_scalar!(
-                "-- crypto_store.group_sessions.load_outbound
-                SELECT sealed_session FROM crypto_outbound_group_sessions
-                WHERE bot_id = $1 AND room_id = $2",
-                store.bot.0,
-                room_id.as_str(),
-            )
-            .fetch_optional(store.pool())
-            .await?
-        }
+    let sealed = if let Some(sealed) = prefetched {
+        sealed
+    } else {
+        let key = (store.bot, room_id.to_string());
+        store.settle(|rows| rows.outbound.contains_key(&key)).await?;
+        sqlx::query_scalar!(
+            "-- crypto_store.group_sessions.load_outbound
+            SELECT sealed_session FROM crypto_outbound_group_sessions
+            WHERE bot_id = $1 AND room_id = $2",
+            store.bot.0,
+            room_id.as_str(),
+        )
+        .fetch_optional(store.pool())
+        .await?
     };
     let Some(sealed) = sealed else { return Ok(None) };
     let pickle: PickledOutboundGroupSession = store.open(OUTBOUND, &[room_id.as_str()], &sealed)?;

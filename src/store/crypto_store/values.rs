@@ -30,19 +30,18 @@ pub(super) async fn load<T: DeserializeOwned>(
     name: &'static str,
 ) -> Result<Option<T>> {
     let prefetched = store.prefetched().values.as_ref().map(|values| values.get(name).cloned());
-    let sealed = match prefetched {
-        Some(sealed) => sealed,
-        None => {
-            store.settle(|rows| !rows.values.is_empty()).await?;
-            sqlx::query_scalar!(
-                "-- crypto_store.values.load
-                SELECT sealed_value FROM crypto_values WHERE bot_id = $1 AND name = $2",
-                store.bot.0,
-                name,
-            )
-            .fetch_optional(store.pool())
-            .await?
-        }
+    let sealed = if let Some(sealed) = prefetched {
+        sealed
+    } else {
+        store.settle(|rows| !rows.values.is_empty()).await?;
+        sqlx::query_scalar!(
+            "-- crypto_store.values.load
+            SELECT sealed_value FROM crypto_values WHERE bot_id = $1 AND name = $2",
+            store.bot.0,
+            name,
+        )
+        .fetch_optional(store.pool())
+        .await?
     };
     sealed.map(|sealed| store.open(TABLE, &[name], &sealed)).transpose()
 }
@@ -135,18 +134,17 @@ pub(super) async fn delete(store: &PgCryptoStore, name: &'static str) -> Result<
 pub(super) async fn load_custom(store: &PgCryptoStore, name: &str) -> Result<Option<Vec<u8>>> {
     let prefetched =
         store.prefetched().custom_values.as_ref().map(|values| values.get(name).cloned());
-    let sealed = match prefetched {
-        Some(sealed) => sealed,
-        None => {
-            sqlx::query_scalar!(
-                "-- crypto_store.values.load_custom
-                SELECT sealed_value FROM crypto_custom_values WHERE bot_id = $1 AND name = $2",
-                store.bot.0,
-                name,
-            )
-            .fetch_optional(store.pool())
-            .await?
-        }
+    let sealed = if let Some(sealed) = prefetched {
+        sealed
+    } else {
+        sqlx::query_scalar!(
+            "-- crypto_store.values.load_custom
+            SELECT sealed_value FROM crypto_custom_values WHERE bot_id = $1 AND name = $2",
+            store.bot.0,
+            name,
+        )
+        .fetch_optional(store.pool())
+        .await?
     };
     sealed
         .map(|sealed| store.open_bytes(CUSTOM, &[name], &sealed).map(|value| value.to_vec()))
