@@ -101,7 +101,7 @@ impl Cluster {
             "SELECT COALESCE((
                 SELECT SUM(calls)::BIGINT FROM pg_stat_statements AS s
                 JOIN pg_database AS d ON d.oid = s.dbid WHERE d.datname = $1
-            ), 0), pg_current_wal_lsn()::TEXT",
+            ), 0), pg_current_wal_flush_lsn()::TEXT",
         )
         .bind(database)
         .fetch_one(&mut self.connect().await?)
