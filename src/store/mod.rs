@@ -169,17 +169,15 @@ const TRUSTED_FOR: std::time::Duration = std::time::Duration::from_secs(1);
 #[must_use]
 pub fn pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
     // Every statement of this crate stays prepared on every connection.
-    let options = options
-        .statement_cache_capacity(256)
+    let options = options.statement_cache_capacity(256).options([
         // A frozen process holds its shard's row for as long as its transaction lasts: not for ever.
-        // Every statement here has its index and is planned once: to plan it takes longer than to run
-        // it, and a plan that was made while a table was empty must do when it is full.
-        .options([
-            ("idle_in_transaction_session_timeout", "15s"),
-            ("plan_cache_mode", "force_generic_plan"),
-            ("enable_seqscan", "off"),
-            ("jit", "off"),
-        ]);
+        ("idle_in_transaction_session_timeout", "15s"),
+        // Every statement here has its index and is planned once: to plan it takes longer than to
+        // run it, and a plan that was made while a table was empty must do when it is full.
+        ("plan_cache_mode", "force_generic_plan"),
+        ("enable_seqscan", "off"),
+        ("jit", "off"),
+    ]);
     PgPoolOptions::new()
         .max_connections(max_connections)
         .acquire_timeout(std::time::Duration::from_secs(10))

@@ -24,8 +24,9 @@ pub struct DueBot {
 }
 
 /// Makes a step of each bot due at `due_at`, or earlier if one is due already. A bot whose steps have
-/// been failing keeps a second of distance per failure, up to a minute, however much comes for it. The
-/// caller signals [`Signal::Work`].
+/// been failing keeps a second of distance per failure, up to a minute, however much comes for it
+/// ([`inbox::add`](super::inbox::add) does the same in its own statement: change both). The caller
+/// signals [`Signal::Work`].
 ///
 /// # Errors
 ///

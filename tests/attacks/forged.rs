@@ -21,6 +21,14 @@ async fn logged(scene: &Scene, event_id: &str) -> Result<String> {
     scene.wait_text("the event's log row", sql, event_id).await
 }
 
+/// A message as a transaction brings it for this device.
+fn addressed(message: &Value, user: &str, device: &str) -> Value {
+    let mut message = message.clone();
+    message["to_user_id"] = user.into();
+    message["to_device_id"] = device.into();
+    message
+}
+
 /// Nobody answered it, though the bot is awake.
 async fn unanswered(scene: &Scene, alice: &Person, bot: &Bot, event_id: &str) -> Result<()> {
     alice.forget_key(&bot.room).await?;
@@ -114,9 +122,7 @@ async fn olm_messages_count_only_from_their_sender_to_their_device() -> Result<(
     let mut forged = Vec::new();
     for message in &caught {
         let to = |user: &str, device: &str, sender: &str| {
-            let mut message = message.clone();
-            message["to_user_id"] = user.into();
-            message["to_device_id"] = device.into();
+            let mut message = addressed(message, user, device);
             message["sender"] = sender.into();
             message
         };
@@ -191,11 +197,9 @@ async fn a_parked_message_is_not_read_after_its_replay() -> Result<()> {
     alice.forget_key(&bot.room).await?;
     scene.fake.to_device(Delivery::InboxOnly);
     let content = alice.encrypt(&bot.room, "!ping", true).await?;
-    let mut keys = scene.fake.inbox(&bot.user_id, &bot.device_id);
-    for key in &mut keys {
-        key["to_user_id"] = bot.user_id.as_str().into();
-        key["to_device_id"] = bot.device_id.as_str().into();
-    }
+    let keys = scene.fake.inbox(&bot.user_id, &bot.device_id);
+    let keys: Vec<Value> =
+        keys.iter().map(|key| addressed(key, &bot.user_id, &bot.device_id)).collect();
     let encrypted = "m.room.encrypted";
     let first = scene.fake.say(&bot.room, &alice.user_id, encrypted, None, content.clone());
     ensure!(scene.wait_parked(&first).await? == "room_key_missing");
@@ -225,11 +229,9 @@ async fn a_room_key_that_is_replayed_in_new_wrappings_changes_nothing() -> Resul
         .flat_map(|message| {
             let (user, device) = (&user, &device);
             (0..20).map(move |n| {
-                let mut message = message.clone();
+                let mut message = addressed(message, user, device);
                 message["content"]["org.example.n"] = n.into();
                 message["unsigned"] = json!({ "age": n });
-                message["to_user_id"] = user.as_str().into();
-                message["to_device_id"] = device.as_str().into();
                 message
             })
         })
