@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::{
     Context, StepError, invites, machines::Kept, outgoing, prefetch::Prefetch, provision, receive,
-    reconcile, repair, send, undecrypted, verify,
+    reconcile, repair, send, strangers, undecrypted, verify,
 };
 use crate::{
     crypto::BotMachine,
@@ -232,6 +232,7 @@ struct Entries {
     events: Vec<Entry>,
     invites: Vec<Entry>,
     reconciles: Vec<Entry>,
+    strangers: Vec<Entry>,
 }
 
 impl Entries {
@@ -243,6 +244,7 @@ impl Entries {
                 Work::RoomEvent(_) => &mut sorted.events,
                 Work::Invite(_) => &mut sorted.invites,
                 Work::Reconcile => &mut sorted.reconciles,
+                Work::ForgetStrangers => &mut sorted.strangers,
             };
             list.push(entry);
         }
@@ -283,6 +285,7 @@ async fn all(
         verify::run(step).await?;
     }
     send::run(step).await?;
+    strangers::run(step, work.strangers).await?;
     match step.trouble.take() {
         Some(trouble) => Err(trouble),
         None => Ok(step.verifying.then(|| step.now() + VERIFICATION_TICK)),

@@ -13,7 +13,8 @@
 //! 6. [`outgoing`]: whatever the machine wants sent: key uploads, key queries ([`device_keys`]),
 //!    to-device messages;
 //! 7. [`verify`]: every verification, one move on;
-//! 8. [`send`]: the outbox.
+//! 8. [`send`]: the outbox;
+//! 9. [`strangers`]: if asked, whom it need not know any more.
 //!
 //! A step begins with a [`Briefing`](crate::store::briefing::Briefing), read for many bots at once. What
 //! it changes it gathers as [`Rows`](crate::store::Rows), and the [`Committer`] commits those of many
@@ -38,6 +39,7 @@ mod reconcile;
 mod repair;
 mod retention;
 mod send;
+mod strangers;
 mod supervisor;
 mod undecrypted;
 mod verify;

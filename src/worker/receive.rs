@@ -21,7 +21,7 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
             Work::ToDevice(message) => changes.to_device.push(message),
             // The last word counts.
             Work::KeyCounts(counts) => changes.key_counts = Some(counts),
-            Work::RoomEvent(_) | Work::Invite(_) | Work::Reconcile => {}
+            Work::RoomEvent(_) | Work::Invite(_) | Work::Reconcile | Work::ForgetStrangers => {}
         }
     }
     let beginning: Vec<_> = changes

@@ -1,52 +1,76 @@
-//! Applying [`store::retention`](crate::store::retention), a batch now and then.
+//! Applying [`store::retention`](crate::store::retention), a batch now and then, beside the other work:
+//! some looks are long, and neither leases nor steps wait for them.
 
 use std::time::{Duration, Instant};
 
-use tracing::debug;
+use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, warn};
 
 use super::Context;
-use crate::store::{Fence, StoreError, retention};
+use crate::{
+    store::{StoreError, retention},
+    telemetry::chain,
+};
 
 /// How often a batch is looked for.
 const EVERY: Duration = Duration::from_secs(60);
 /// How often what grows slowly is looked at.
 const SLOWLY: Duration = Duration::from_secs(3600);
+/// When that is first done: a process that has just begun has other work.
+const FIRST_SLOWLY: Duration = Duration::from_secs(300);
 /// How many rows of each table one batch takes: a table that gains more than this a minute is swept
 /// behind the traffic, never in its way.
 const BATCH: i64 = 5000;
 /// Whoever has this shard sweeps for everybody.
-const SHARD: i16 = 0;
+pub(super) const SHARD: i16 = 0;
 
-/// Remembers when it last swept.
-#[derive(Default)]
+/// When the next sweeps are due, and the one that is under way.
 pub(super) struct Retention {
-    last: Option<Instant>,
-    last_slow: Option<Instant>,
+    next: Instant,
+    next_slow: Instant,
+    running: Option<AbortOnDropHandle<()>>,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        let now = Instant::now();
+        Self { next: now, next_slow: now + FIRST_SLOWLY, running: None }
+    }
 }
 
 impl Retention {
-    /// Sweeps, if it is time and if it is for this process to do.
-    pub(super) async fn sweep(
-        &mut self,
-        context: &Context,
-        owned: impl Iterator<Item = &Fence>,
-    ) -> Result<(), StoreError> {
-        let Some(fence) = owned.copied().find(|fence| fence.shard == SHARD) else { return Ok(()) };
-        if self.last.is_some_and(|last| last.elapsed() < EVERY) {
-            return Ok(());
+    /// Begins a sweep, if it is time and none is under way.
+    pub(super) fn sweep(&mut self, context: &Context) {
+        let now = Instant::now();
+        if now < self.next || self.running.as_ref().is_some_and(|sweep| !sweep.is_finished()) {
+            return;
         }
-        self.last = Some(Instant::now());
-        let mut tx = context.store.begin_fenced(fence).await?;
-        let now = context.clock.now();
-        let mut taken = retention::sweep(&mut tx, BATCH, now).await?;
-        if self.last_slow.is_none_or(|last| last.elapsed() >= SLOWLY) {
-            self.last_slow = Some(Instant::now());
-            taken += retention::sweep_slowly(&mut tx, BATCH, now).await?;
+        self.next = now + EVERY;
+        let slowly = now >= self.next_slow;
+        if slowly {
+            self.next_slow = now + SLOWLY;
         }
-        tx.commit().await?;
-        if taken > 0 {
-            debug!(taken, "removed rows whose time was over");
-        }
-        Ok(())
+        self.running = Some(AbortOnDropHandle::new(begin(context.clone(), slowly)));
     }
+}
+
+fn begin(context: Context, slowly: bool) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        match sweep(&context, slowly).await {
+            Ok(0) => {}
+            Ok(taken) => debug!(taken, "removed rows whose time was over"),
+            Err(error) => warn!(error = chain(&error), "a sweep of what is old failed"),
+        }
+    })
+}
+
+async fn sweep(context: &Context, slowly: bool) -> Result<u64, StoreError> {
+    let mut conn = context.store.connection().await?;
+    let now = context.clock.now();
+    let mut taken = retention::sweep(&mut conn, BATCH, now).await?;
+    if slowly {
+        taken += retention::sweep_slowly(&mut conn, BATCH, now).await?;
+    }
+    Ok(taken)
 }

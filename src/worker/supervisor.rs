@@ -21,7 +21,7 @@ use super::{
     machines::{Kept, Machines},
     prefetch::Prefetch,
     reconcile,
-    retention::Retention,
+    retention::{self, Retention},
 };
 use crate::{
     model::BotId,
@@ -127,8 +127,11 @@ impl Supervisor {
         self.signals.set_alone(self.process.owns_all(self.fences.len()));
         let shards: Vec<i16> = self.fences.keys().copied().collect();
         metrics::gauge!("greenshield_leased_shards").set(count(shards.len()));
-        if let Err(error) = self.sweep(&shards).await {
-            warn!(error = chain(&error), "a slow sweep failed");
+        if let Err(error) = reconcile::sweep(&self.context, &shards).await {
+            warn!(error = chain(&error), "cannot ask for reconciles");
+        }
+        if self.fences.contains_key(&retention::SHARD) {
+            self.retention.sweep(&self.context);
         }
     }
 
@@ -152,11 +155,6 @@ impl Supervisor {
             warn!(error = chain(&error), "no leases yet");
             Vec::new()
         })
-    }
-
-    async fn sweep(&mut self, shards: &[i16]) -> Result<(), StoreError> {
-        reconcile::sweep(&self.context, shards).await?;
-        self.retention.sweep(&self.context, self.fences.values()).await
     }
 
     /// Starts due steps as far as there is room, and tells how long to wait before looking again.

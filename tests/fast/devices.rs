@@ -30,3 +30,24 @@ async fn a_device_that_is_gone_means_a_new_key() -> Result<()> {
     ensure!(after.session_id != before.session_id, "{after:?}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_was_forgotten_and_comes_back_is_known_anew() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    alice.ping(&bot.room).await?;
+    scene.fake.leave(&bot.room, &alice.user_id);
+    scene.settled().await?;
+    scene.forget_strangers(&bot).await?;
+    let known = "SELECT CONCAT_WS(' ',
+        (SELECT COUNT(*) FROM crypto_tracked_users WHERE user_id = $1),
+        (SELECT COUNT(*) FROM crypto_devices WHERE user_id = $1),
+        (SELECT COUNT(*) FROM crypto_identities WHERE user_id = $1))";
+    let alices = alice.user_id.as_str();
+    ensure!(scene.wait_text("the count", known, alices).await? == "0 0 0");
+
+    alice.another_device("PHONE").await?;
+    alice.join(&bot.room).await?;
+    alice.ping(&bot.room).await?;
+    ensure!(scene.wait_text("the count", known, alices).await? == "1 2 1");
+    Ok(())
+}

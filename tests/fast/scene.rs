@@ -106,6 +106,26 @@ impl Scene {
         .await
     }
 
+    /// Asks the bot to forget the humans with whom it has nothing to do any more, as retention does.
+    pub async fn forget_strangers(&self, bot: &Bot) -> Result<()> {
+        sqlx::query(
+            "WITH asked AS (
+                INSERT INTO inbox (bot_id, kind, received_at, due_at)
+                SELECT bot_id, 'forget_strangers', NOW(), NOW() FROM bots WHERE user_id = $1
+                RETURNING bot_id
+            ), woken AS (
+                INSERT INTO bot_queue (bot_id, shard, due_at)
+                SELECT bot_id, shard, NOW() FROM asked JOIN bots USING (bot_id)
+                RETURNING bot_id
+            )
+            SELECT pg_notify('greenshield_work', '') FROM woken",
+        )
+        .bind(&bot.user_id)
+        .execute(&self.sql)
+        .await?;
+        self.settled().await
+    }
+
     /// A number of greenshield's metrics; 0 if it is not there.
     pub async fn metric(&self, name: &str) -> Result<f64> {
         let url = format!("{}/metrics", self.greenshield.operator_url());

@@ -72,3 +72,33 @@ pub(super) async fn save(conn: &mut PgConnection, rows: Rows) -> Result<(), Stor
     .await?;
     Ok(())
 }
+
+/// Forgets the users with whom a bot has nothing to do any more (the view `strangers` says who
+/// these are), with their devices and identities, and tells how many they were. No machine of the bot may
+/// be open: it remembers whom it tracks.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn forget_strangers(conn: &mut PgConnection, bot: BotId) -> Result<u64, StoreError> {
+    let forgotten = sqlx::query_scalar!(
+        r#"-- crypto_store.users.forget_strangers
+        WITH forgotten AS MATERIALIZED (
+            SELECT user_id FROM strangers WHERE bot_id = $1
+        ), devices AS (
+            DELETE FROM crypto_devices d USING forgotten f
+            WHERE d.bot_id = $1 AND d.user_id = f.user_id
+        ), identities AS (
+            DELETE FROM crypto_identities i USING forgotten f
+            WHERE i.bot_id = $1 AND i.user_id = f.user_id
+        ), tracked AS (
+            DELETE FROM crypto_tracked_users t USING forgotten f
+            WHERE t.bot_id = $1 AND t.user_id = f.user_id
+        )
+        SELECT COUNT(*) AS "count!" FROM forgotten"#,
+        bot.0,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(forgotten.unsigned_abs())
+}

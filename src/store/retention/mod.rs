@@ -1,5 +1,5 @@
 //! How long rows are kept: every table that can grow has a rule here, applied a batch at a time by
-//! whichever process holds shard 0. What is not named here grows with the number of bots only; a test
+//! whichever process holds shard 0, each statement for itself: two that sweep at once do no harm. What is not named here grows with the number of bots only; a test
 //! says of each table why.
 //!
 //! | rows | kept | because |
@@ -16,9 +16,7 @@
 //! | `crypto_inbound_group_sessions` | a year, or as long as messages come under them | a room may never rotate its keys |
 //! | `crypto_olm_sessions` | a year after their last use, and the last 20 of each device | a device that is mended often leaves many |
 //! | `crypto_withheld_sessions`, `crypto_room_key_bundles` | 90 days | as the events that they are about |
-//!
-//! `crypto_tracked_users`, `crypto_devices` and `crypto_identities` grow with the humans that bots share
-//! rooms with: strangers cannot make a bot look at them (`verifications::heeded`).
+//! | `crypto_tracked_users`, `crypto_devices`, `crypto_identities` | while the bot shares a room with the user, and while `verifications` has one with them | a bot encrypts for nobody else, and strangers cannot make it look at them (`verifications::heeded`) |
 
 mod slow;
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! What grows slowly, and needs long looks to find.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use sqlx::{Connection as _, PgConnection};
 
 use super::{EVENTS, LEFT, OFFERS, OLM_LEAST, OLM_SESSIONS, YEAR};
-use crate::store::{StoreError, device_lists};
+use crate::store::{StoreError, device_lists, inbox};
 
 /// Applies the rules of what grows slowly, and takes long looks; returns how many rows it took.
 ///
@@ -16,10 +16,22 @@ pub async fn sweep_slowly(
     batch: i64,
     now: DateTime<Utc>,
 ) -> Result<u64, StoreError> {
-    Ok(device_lists::forget_untracked(conn, batch).await?
+    Ok(forget_strangers(conn, batch, now).await?
         + sweep_work(conn, batch, now).await?
         + sweep_rooms(conn, batch, now).await?
         + sweep_sessions(conn, batch, now).await?)
+}
+
+/// Users whom nobody has to do with.
+async fn forget_strangers(
+    conn: &mut PgConnection,
+    batch: i64,
+    now: DateTime<Utc>,
+) -> Result<u64, StoreError> {
+    let mut tx = conn.begin().await?;
+    let asked = inbox::ask_to_forget_strangers(&mut tx, batch, now).await?;
+    tx.commit().await?;
+    Ok(asked + device_lists::forget_untracked(conn, batch).await?)
 }
 
 /// The inbox of bots that cannot work, sent messages, and codes.

@@ -159,9 +159,9 @@ const BOUNDED: [(&str, &str); 24] = [
     ("crypto_values", "names from a list of five"),
     ("crypto_custom_values", "the engine's own names, a handful a bot"),
     ("crypto_lease_locks", "the engine's own names; we take none"),
-    ("crypto_tracked_users", "humans that bots share rooms with: strangers are not looked at"),
-    ("crypto_devices", "devices of tracked users; those that are gone are deleted"),
-    ("crypto_identities", "one a tracked user, and what was verified must not be forgotten"),
+    ("crypto_tracked_users", "the bot is asked to forget strangers: see the last test"),
+    ("crypto_devices", "devices of tracked users, forgotten with them"),
+    ("crypto_identities", "one a tracked user, forgotten with them"),
     ("crypto_requests", "bots ask nobody for keys"),
     ("crypto_secrets", "bots ask nobody for secrets"),
     ("crypto_room_settings", "we set none"),
@@ -249,4 +249,66 @@ async fn what_is_old_and_in_use_stays() {
     assert_eq!(database.text(members).await, "@bot_a:x @human:x");
     assert_eq!(count(&database, "crypto_outbound_group_sessions").await, "1");
     assert_eq!(count(&database, "crypto_olm_sessions").await, OLM_SESSIONS.to_string());
+}
+
+/// Somebody a bot tracks: with a device, an identity, and a room with the bot.
+async fn companion(database: &TestDatabase, bot: BotId, name: &str) {
+    database
+        .execute(&format!(
+            "INSERT INTO crypto_tracked_users VALUES ({bot}, '@{name}:x', FALSE);
+            INSERT INTO device_lists (user_id) VALUES ('@{name}:x');
+            INSERT INTO crypto_devices VALUES ({bot}, '@{name}:x', 'DEV', '');
+            INSERT INTO crypto_identities VALUES ({bot}, '@{name}:x', '');
+            INSERT INTO rooms (room_id, members_complete, updated_at) VALUES ('!{name}', TRUE, NOW());
+            INSERT INTO room_members VALUES
+                ('!{name}', '@{name}:x', 'join'), ('!{name}', '@bot_a:x', 'join')"
+        ))
+        .await;
+}
+
+#[tokio::test]
+async fn strangers_are_forgotten_by_their_bot_and_companions_are_not() {
+    let database = database().await;
+    let bot = database.bot("@bot_a:x", "DEV").await;
+    let names = ["bot_a", "joined", "invited", "unknown", "verified", "gone", "left", "thrown_out"];
+    database.execute("UPDATE bots SET state = 'active'").await;
+    for name in &names[1..] {
+        companion(&database, bot, name).await;
+    }
+    database
+        .execute(&format!(
+            "INSERT INTO crypto_tracked_users VALUES ({bot}, '@bot_a:x', FALSE);
+            INSERT INTO crypto_devices VALUES ({bot}, '@bot_a:x', 'DEV', '');
+            UPDATE room_members SET membership = 'invite' WHERE user_id = '@invited:x';
+            UPDATE room_members SET membership = 'leave' WHERE user_id = '@gone:x';
+            UPDATE room_members SET membership = 'ban' WHERE room_id = '!thrown_out'
+                AND user_id = '@bot_a:x';
+            DELETE FROM room_members WHERE user_id IN ('@unknown:x', '@verified:x', '@left:x');
+            UPDATE rooms SET members_complete = FALSE WHERE room_id = '!unknown';
+            INSERT INTO verifications (bot_id, flow_id, other_user_id, we_started, state,
+                created_at, updated_at, finished_at)
+                VALUES ({bot}, 'flow', '@verified:x', FALSE, 'done', NOW(), NOW(), NOW())"
+        ))
+        .await;
+    let asked =
+        "SELECT CONCAT_WS(' ', (SELECT COUNT(*) FROM inbox WHERE kind = 'forget_strangers'),
+        (SELECT COUNT(*) FROM bot_queue))";
+    // Where a room's members are not all known, nobody is a stranger.
+    sweep_all(&database).await;
+    assert_eq!(database.text(asked).await, "0 0");
+    database.execute("UPDATE rooms SET members_complete = TRUE; DELETE FROM rooms WHERE room_id = '!unknown'").await;
+    sweep_all(&database).await;
+    assert_eq!(database.text(asked).await, "1 1", "once, however often it is looked");
+
+    let mut conn = database.store.connection().await.expect("connects");
+    let forgotten = crypto_store::forget_strangers(&mut conn, bot).await.expect("forgets");
+    assert_eq!(forgotten, 4);
+    for table in ["crypto_tracked_users", "crypto_devices"] {
+        let known = format!("SELECT STRING_AGG(user_id, ' ' ORDER BY user_id) FROM {table}");
+        assert_eq!(database.text(&known).await, "@bot_a:x @invited:x @joined:x @verified:x");
+    }
+    assert_eq!(count(&database, "crypto_identities").await, "3");
+    sweep_all(&database).await;
+    let heard_of = "SELECT STRING_AGG(user_id, ' ' ORDER BY user_id) FROM device_lists";
+    assert_eq!(database.text(heard_of).await, "@invited:x @joined:x @verified:x");
 }

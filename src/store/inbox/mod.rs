@@ -1,40 +1,17 @@
 //! `inbox`: work in. Edges add rows, a bot's step takes them up and removes them.
 
+mod work;
+
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use sqlx::PgConnection;
 
-use super::{Sealer, StoreError};
+pub use self::work::{KeyCounts, Work};
+use super::{Sealer, StoreError, queue};
 use crate::model::{BotId, EntryId, EventSeq};
 
 const TABLE: &str = "inbox";
-
-/// What an entry is about.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Work {
-    /// A to-device message, as JSON event.
-    ToDevice(Value),
-    /// How many one-time keys and which fallback keys the homeserver still holds.
-    KeyCounts(KeyCounts),
-    /// A room event to read.
-    RoomEvent(EventSeq),
-    /// An invitation of the bot into a room.
-    Invite(EventSeq),
-    /// Ask the homeserver for to-device messages that transactions lost.
-    Reconcile,
-}
-
-/// Counts as a transaction tells them: an absent word is "no news", an empty pool is an explicit zero.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyCounts {
-    /// One-time keys left on the homeserver; `None` when the transaction did not say.
-    pub one_time_keys: Option<u64>,
-    /// Unused fallback key algorithms; `None` when the transaction did not say.
-    pub fallback_keys: Option<Vec<String>>,
-}
 
 /// An entry to be added.
 #[derive(Clone, Debug)]
@@ -62,54 +39,6 @@ pub struct Entry {
     pub logged: bool,
     /// Whether the bot has read this very message as another event.
     pub replayed: bool,
-}
-
-impl Work {
-    const fn kind(&self) -> &'static str {
-        match self {
-            Self::ToDevice(_) => "to_device",
-            Self::KeyCounts(_) => "key_counts",
-            Self::RoomEvent(_) => "room_event",
-            Self::Invite(_) => "invite",
-            Self::Reconcile => "reconcile",
-        }
-    }
-
-    const fn event(&self) -> Option<EventSeq> {
-        match self {
-            Self::RoomEvent(event) | Self::Invite(event) => Some(*event),
-            _ => None,
-        }
-    }
-
-    fn payload(&self, sealer: &Sealer, bot: BotId) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(match self {
-            Self::ToDevice(event) => Some(sealer.seal_json(TABLE, Some(bot), event)?),
-            Self::KeyCounts(counts) => Some(sealer.seal_json(TABLE, Some(bot), counts)?),
-            Self::RoomEvent(_) | Self::Invite(_) | Self::Reconcile => None,
-        })
-    }
-
-    fn parse(
-        kind: &str,
-        event: Option<i64>,
-        payload: Option<&[u8]>,
-        sealer: &Sealer,
-        bot: BotId,
-    ) -> Result<Option<Self>, StoreError> {
-        Ok(match (kind, event, payload) {
-            ("to_device", _, Some(p)) => {
-                Some(Self::ToDevice(sealer.open_json(TABLE, Some(bot), p)?))
-            }
-            ("key_counts", _, Some(p)) => {
-                Some(Self::KeyCounts(sealer.open_json(TABLE, Some(bot), p)?))
-            }
-            ("room_event", Some(event), _) => Some(Self::RoomEvent(EventSeq(event))),
-            ("invite", Some(event), _) => Some(Self::Invite(EventSeq(event))),
-            ("reconcile", ..) => Some(Self::Reconcile),
-            _ => None,
-        })
-    }
 }
 
 /// Adds entries in their order, and wakes their bots as [`queue::wake`](super::queue::wake) does, whose
@@ -394,6 +323,37 @@ pub async fn ask_reconciles(
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// Asks those of these bots that have strangers to forget, at most `limit`, to do it in their own step:
+/// nobody else may write for them. Returns how many.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn ask_to_forget_strangers(
+    conn: &mut PgConnection,
+    limit: i64,
+    now: DateTime<Utc>,
+) -> Result<u64, StoreError> {
+    let bots = sqlx::query_scalar!(
+        "-- inbox.ask_to_forget_strangers
+        INSERT INTO inbox (bot_id, kind, received_at, due_at)
+        SELECT DISTINCT s.bot_id, 'forget_strangers', $2::TIMESTAMPTZ, $2
+        FROM strangers s JOIN bots b USING (bot_id)
+        WHERE b.state = 'active' AND NOT EXISTS (
+            SELECT FROM inbox i WHERE i.bot_id = s.bot_id AND i.kind = 'forget_strangers'
+        )
+        LIMIT $1
+        RETURNING bot_id",
+        limit,
+        now,
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let bots: Vec<BotId> = bots.into_iter().map(BotId).collect();
+    queue::wake(conn, &bots, now).await?;
+    Ok(bots.len() as u64)
 }
 
 /// Puts an entry off after a failed attempt.
