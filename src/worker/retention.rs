@@ -42,22 +42,37 @@ impl Default for Retention {
 impl Retention {
     /// Begins a sweep, if it is time and none is under way.
     pub(super) fn sweep(&mut self, context: &Context) {
-        let now = Instant::now();
-        if now < self.next || self.running.as_ref().is_some_and(|sweep| !sweep.is_finished()) {
+        if self.running.as_ref().is_some_and(|sweep| !sweep.is_finished()) {
             return;
         }
-        self.next = now + EVERY;
-        let slowly = now >= self.next_slow;
-        if slowly {
-            self.next_slow = now + SLOWLY;
+        if let Some(what) = self.due(Instant::now()) {
+            self.running = Some(AbortOnDropHandle::new(begin(context.clone(), what)));
         }
-        self.running = Some(AbortOnDropHandle::new(begin(context.clone(), slowly)));
+    }
+
+    /// What is to be swept now.
+    fn due(&mut self, now: Instant) -> Option<What> {
+        if now < self.next {
+            return None;
+        }
+        self.next = now + EVERY;
+        if now < self.next_slow {
+            return Some(What::GrowsFast);
+        }
+        self.next_slow = now + SLOWLY;
+        Some(What::Everything)
     }
 }
 
-fn begin(context: Context, slowly: bool) -> JoinHandle<()> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    GrowsFast,
+    Everything,
+}
+
+fn begin(context: Context, what: What) -> JoinHandle<()> {
     tokio::spawn(async move {
-        match sweep(&context, slowly).await {
+        match sweep(&context, what).await {
             Ok(0) => {}
             Ok(taken) => debug!(taken, "removed rows whose time was over"),
             Err(error) => warn!(error = chain(&error), "a sweep of what is old failed"),
@@ -65,12 +80,32 @@ fn begin(context: Context, slowly: bool) -> JoinHandle<()> {
     })
 }
 
-async fn sweep(context: &Context, slowly: bool) -> Result<u64, StoreError> {
+async fn sweep(context: &Context, what: What) -> Result<u64, StoreError> {
     let mut conn = context.store.connection().await?;
     let now = context.clock.now();
     let mut taken = retention::sweep(&mut conn, BATCH, now).await?;
-    if slowly {
+    if what == What::Everything {
         taken += retention::sweep_slowly(&mut conn, BATCH, now).await?;
     }
     Ok(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_grows_fast_is_swept_every_minute_and_everything_every_hour() {
+        let mut retention = Retention::default();
+        let begun = retention.next;
+        let mut everything = Vec::new();
+        for second in 0..=2 * 3600 {
+            let what = retention.due(begun + Duration::from_secs(second));
+            assert_eq!(what.is_some(), second % 60 == 0);
+            if what == Some(What::Everything) {
+                everything.push(second);
+            }
+        }
+        assert_eq!(everything, [300, 3900]);
+    }
 }

@@ -97,3 +97,23 @@ async fn a_fallback_key_is_uploaded_when_there_is_none() -> Result<()> {
     ensure!(fallback() == first, "replaced though young");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_is_long_past_is_forgotten_by_itself() -> Result<()> {
+    let mut scene = Scene::start().await?;
+    sqlx::query(
+        "INSERT INTO transactions VALUES
+            ('old', '', NOW() - INTERVAL '8 days'), ('young', '', NOW() - INTERVAL '6 days')",
+    )
+    .execute(&scene.sql)
+    .await?;
+    scene.greenshield.restart().await?;
+    poll::until("what is old to be gone", PATIENCE, async || {
+        let left: String =
+            sqlx::query_scalar("SELECT STRING_AGG(txn_id, ' ' ORDER BY txn_id) FROM transactions")
+                .fetch_one(&scene.sql)
+                .await?;
+        Ok((left == "young").then_some(()))
+    })
+    .await
+}
