@@ -32,7 +32,8 @@ use crate::{
 /// gives it nothing to do.
 const FULL_POOL: u64 = 50;
 
-/// Writes everything that `transaction` gives to do, and wakes whom it concerns.
+/// Writes everything that `transaction` gives to do, and wakes whom it concerns; says whether that is
+/// anybody.
 ///
 /// # Errors
 ///
@@ -42,7 +43,7 @@ pub(super) async fn fan_out(
     sealer: &Sealer,
     transaction: Transaction,
     now: DateTime<Utc>,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let Transaction { events, to_device, key_counts, changed_users, skipped } = transaction;
     if skipped > 0 {
         tracing::warn!(skipped, "skipped items of a transaction that make no sense");
@@ -53,7 +54,8 @@ pub(super) async fn fan_out(
     device_lists::changed(conn, &changed_users).await?;
     route_events(conn, sealer, events, &mut entries, now).await?;
 
-    inbox::add(conn, sealer, &entries, now).await
+    inbox::add(conn, sealer, &entries, now).await?;
+    Ok(!entries.is_empty())
 }
 
 /// To-device messages and key counts: both name a user and a device.
@@ -64,10 +66,13 @@ async fn route_to_device(
     entries: &mut Vec<NewEntry>,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
+    // Most give nothing to do: whose they are need not be known.
+    let key_counts = key_counts.into_iter().filter(|(_, counts)| gives_work(counts));
+    let key_counts: Vec<_> = key_counts.collect();
     let users: BTreeSet<String> = messages
         .iter()
         .map(|message| message.to_user_id.clone())
-        .chain(key_counts.keys().map(|(user, _)| user.clone()))
+        .chain(key_counts.iter().map(|((user, _), _)| user.clone()))
         .collect();
     let users: Vec<String> = users.into_iter().collect();
     let known: HashMap<String, (BotId, String)> = bots::by_user_ids(conn, &users)
@@ -103,7 +108,6 @@ async fn route_to_device(
     for ((user, device), counts) in key_counts {
         if let Some((bot, ours)) = known.get(&user)
             && device == *ours
-            && gives_work(&counts)
         {
             entries.push(NewEntry { bot: *bot, work: Work::KeyCounts(counts), due_at: now });
         }

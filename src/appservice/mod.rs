@@ -17,6 +17,8 @@ mod room_facts;
 mod transactions;
 pub mod wire;
 
+use std::sync::Arc;
+
 use axum::{
     Router,
     routing::{get, post, put},
@@ -26,7 +28,7 @@ use secrecy::SecretString;
 pub use self::refusals::Refusals;
 use crate::{
     clock::Clock,
-    store::{Signals, Store},
+    store::{Signals, Store, Warm},
 };
 
 /// What the endpoints need.
@@ -34,6 +36,8 @@ use crate::{
 pub struct AppserviceState {
     /// The database.
     pub store: Store,
+    /// What transactions are written on: they come one after the other.
+    pub warm: Arc<Warm>,
     /// Who is told of work inside this process.
     pub signals: Signals,
     /// The time.

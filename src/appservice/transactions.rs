@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::{AppserviceState, auth::FromHomeserver, fan_out::fan_out, wire::Transaction};
 use crate::{
     model::foreign,
-    store::{Signal, StoreError, transactions},
+    store::{Connection, Signal, StoreError, transactions},
     web::{ApiError, MatrixBytes, MatrixPath},
 };
 
@@ -57,12 +57,16 @@ async fn take_in(
     transaction: Transaction,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    let mut tx = state.store.begin().await?;
-    if transactions::take_in(&mut tx, txn_id, digest, now).await? {
-        fan_out(&mut tx, state.store.sealer(), transaction, now).await?;
+    let write = async |tx: &mut Connection| {
+        let wakes = transactions::take_in(tx, txn_id, digest, now).await?
+            && fan_out(tx, state.store.sealer(), transaction, now).await?;
+        if wakes {
+            state.signals.announce(&[Signal::Work], tx).await?;
+        }
+        Ok(wakes)
+    };
+    if state.warm.transaction(write).await? {
+        state.signals.give(Signal::Work);
     }
-    state.signals.announce(&[Signal::Work], &mut tx).await?;
-    tx.commit().await?;
-    state.signals.give(Signal::Work);
     Ok(())
 }

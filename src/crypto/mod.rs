@@ -33,7 +33,7 @@ pub use self::{
 use crate::store::{
     Fence, Store,
     bots::Bot,
-    crypto_store::{self, CryptoRows, PgCryptoStore, Prefetched},
+    crypto_store::{self, CryptoRows, PgCryptoStore, Prefetched, Wanted},
 };
 
 /// Bots read what anybody writes; whom to trust is for their owners to say, with what we tell them.
@@ -116,6 +116,17 @@ impl BotMachine {
         // A bot has one device: there is nobody of its own to ask for a key.
         machine.set_room_key_requests_enabled(false);
         Ok(Self { machine, store })
+    }
+
+    /// What of this the machine would have to read from the database.
+    #[must_use]
+    pub fn lacking(&self, wanted: Wanted) -> Wanted {
+        self.store.lacking(wanted)
+    }
+
+    /// Takes in what was read of what it [lacks](Self::lacking).
+    pub fn take_prefetched(&self, prefetched: Prefetched) {
+        self.store.take_prefetched(prefetched);
     }
 
     /// What the machine saved since this was last asked: to be committed before anything that follows

@@ -10,7 +10,7 @@ use std::{collections::HashSet, sync::Arc};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
-use super::{Fence, Signals, Store, StoreError, rows::Rows};
+use super::{Connection, Fence, Signals, Store, StoreError, Warm, rows::Rows};
 use crate::{
     clock::Clock,
     telemetry::{chain, count},
@@ -37,7 +37,7 @@ impl Committer {
     pub fn new(store: Store, signals: Signals, clock: Clock) -> (Self, impl Future<Output = ()>) {
         let (submissions, mut queue) = mpsc::channel(MOST);
         let work = async move {
-            let desk = Desk { store, signals, clock };
+            let desk = Desk { warm: Warm::new(store), signals, clock };
             let mut waiting = Vec::new();
             while queue.recv_many(&mut waiting, MOST).await > 0 {
                 metrics::histogram!("greenshield_commit_steps").record(count(waiting.len()));
@@ -65,7 +65,7 @@ impl Committer {
 }
 
 struct Desk {
-    store: Store,
+    warm: Warm,
     signals: Signals,
     clock: Clock,
 }
@@ -135,11 +135,13 @@ impl Desk {
         fences: HashSet<Fence>,
         rows: impl FnOnce(&HashSet<Fence>) -> Rows,
     ) -> Result<HashSet<Fence>, StoreError> {
-        let mut tx = self.store.begin().await?;
-        let held = Fence::hold_all(&fences, &mut tx).await?;
-        let signals = rows(&held).write(&mut tx, self.clock.now()).await?;
-        self.signals.announce(&signals, &mut tx).await?;
-        tx.commit().await?;
+        let write = async |tx: &mut Connection| {
+            let held = Fence::hold_all(&fences, tx).await?;
+            let signals = rows(&held).write(tx, self.clock.now()).await?;
+            self.signals.announce(&signals, tx).await?;
+            Ok((held, signals))
+        };
+        let (held, signals) = self.warm.transaction(write).await?;
         for signal in signals {
             self.signals.give(signal);
         }
@@ -170,7 +172,7 @@ mod tests {
         database.lease(lost).await;
         let good = database.lease(kept).await;
         let desk = Desk {
-            store: database.store.clone(),
+            warm: Warm::new(database.store.clone()),
             signals: Signals::default(),
             clock: clock.clone(),
         };

@@ -39,6 +39,7 @@ pub mod to_device;
 pub mod tokens;
 pub mod transactions;
 pub mod verifications;
+pub mod warm;
 
 use sqlx::{
     Connection as _, PgPool, Postgres, Transaction,
@@ -56,6 +57,7 @@ pub use self::{
     rows::Rows,
     sealer::{SealError, Sealer, WrappingKey},
     signals::{Signal, Signals},
+    warm::Warm,
 };
 
 /// A transaction.

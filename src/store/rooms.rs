@@ -5,6 +5,8 @@
 //! be older than an event that came meanwhile: it is written only if the room's version is still the
 //! one from before the question.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use ruma::{OwnedRoomId, OwnedUserId};
 use serde_json::Value;
@@ -73,7 +75,7 @@ pub async fn apply(
     .execute(&mut *conn)
     .await?;
     // The last word on each member wins; one statement may touch a row only once.
-    let mut members = std::collections::BTreeMap::new();
+    let mut members = BTreeMap::new();
     for (room, fact) in facts {
         match fact {
             Fact::Member { user_id, membership } => {
@@ -214,8 +216,8 @@ pub async fn load_many(
         .collect())
 }
 
-/// What the homeserver answered about a room. Not written, and `false` returned, if an event has told
-/// something newer since `version`.
+/// What the homeserver answered about a room, and what is known of it then. Not written, and nothing
+/// returned, if an event has told something newer since `version`.
 ///
 /// # Errors
 ///
@@ -226,47 +228,52 @@ pub async fn answer(
     version: i64,
     encryption: Option<&Value>,
     history_visibility: &str,
-    members: &[(String, String)],
+    members: &BTreeMap<String, String>,
     now: DateTime<Utc>,
-) -> Result<bool, StoreError> {
-    let written = sqlx::query_scalar!(
+) -> Result<Option<Room>, StoreError> {
+    let (users, memberships): (Vec<_>, Vec<_>) =
+        members.iter().map(|(user, membership)| (user.clone(), membership.clone())).unzip();
+    Ok(sqlx::query_as!(
+        Room,
         "-- rooms.answer
-        INSERT INTO rooms (
-            room_id, encryption, encryption_checked, history_visibility, members_complete, version,
-            updated_at
+        WITH answered AS (
+            INSERT INTO rooms (
+                room_id, encryption, encryption_checked, history_visibility, members_complete,
+                version, updated_at
+            )
+            VALUES ($1, $2, TRUE, $3, TRUE, 1, $5)
+            ON CONFLICT (room_id) DO UPDATE
+            SET encryption = COALESCE(EXCLUDED.encryption, rooms.encryption),
+                encryption_checked = TRUE,
+                history_visibility = EXCLUDED.history_visibility,
+                members_complete = TRUE,
+                version = rooms.version + 1,
+                updated_at = $5
+            WHERE rooms.version = $4
+            RETURNING room_id, encryption, encryption_checked, history_visibility,
+                members_complete, version
+        ), gone AS (
+            DELETE FROM room_members
+            WHERE room_id IN (SELECT room_id FROM answered)
+                AND user_id NOT IN (SELECT UNNEST($6::TEXT[]))
+        ), there AS (
+            INSERT INTO room_members (room_id, user_id, membership)
+            SELECT room_id, user_id, membership
+            FROM answered, UNNEST($6::TEXT[], $7::TEXT[]) AS told (user_id, membership)
+            ON CONFLICT (room_id, user_id) DO UPDATE SET membership = EXCLUDED.membership
         )
-        VALUES ($1, $2, TRUE, $3, TRUE, 1, $5)
-        ON CONFLICT (room_id) DO UPDATE
-        SET encryption = COALESCE(EXCLUDED.encryption, rooms.encryption),
-            encryption_checked = TRUE,
-            history_visibility = EXCLUDED.history_visibility,
-            members_complete = TRUE,
-            version = rooms.version + 1,
-            updated_at = $5
-        WHERE rooms.version = $4
-        RETURNING version",
+        SELECT encryption, encryption_checked, history_visibility, members_complete, version
+        FROM answered",
         room,
         encryption,
         history_visibility,
         version,
         now,
+        &users,
+        &memberships,
     )
-    .fetch_optional(&mut *conn)
-    .await?;
-    if written.is_none() {
-        return Ok(false);
-    }
-    sqlx::query!(
-        "-- rooms.forget_members
-        DELETE FROM room_members WHERE room_id = $1",
-        room,
-    )
-    .execute(&mut *conn)
-    .await?;
-    let rooms = vec![room.to_owned(); members.len()];
-    let (users, memberships): (Vec<_>, Vec<_>) = members.iter().cloned().unzip();
-    upsert_members(conn, &rooms, &users, &memberships).await?;
-    Ok(true)
+    .fetch_optional(conn)
+    .await?)
 }
 
 /// Users with one of these memberships, in a stable order.

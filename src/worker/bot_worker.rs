@@ -65,6 +65,8 @@ pub(super) struct Step<'a> {
     pub sends: Vec<outbox::Send>,
     /// Whether there are or may be other messages waiting, which a new one must not overtake.
     pub backlog: bool,
+    /// Whether nothing was gathered since the last commit but what the homeserver answered to room keys.
+    pub only_answers: bool,
     kept: Option<Kept>,
     /// What the homeserver did not take of what the machine wanted sent: it is tried again.
     trouble: Option<StepError>,
@@ -83,6 +85,15 @@ impl<'a> Step<'a> {
             None => Kept::new(repair::open_machine(self).await?, self.fence, &self.bot),
         };
         Ok(self.kept.insert(kept))
+    }
+
+    /// Brings what the machine, if it is open, is about to read. To be called before it writes anything:
+    /// others may have read it a while ago.
+    pub(super) async fn take_prefetched(&self) {
+        let (bot, prefetch) = (self.bot.id, self.prefetch);
+        if let Some(kept) = self.kept.as_ref().filter(|_| prefetch.has(bot)) {
+            kept.machine.take_prefetched(prefetch.take(&self.context.store, bot).await);
+        }
     }
 
     /// The machine is opened again when it is next needed.
@@ -149,6 +160,13 @@ impl<'a> Step<'a> {
         Ok(&self.context.homeserver)
     }
 
+    /// The homeserver, for a message that was prepared to be sent. If all that was gathered since the last
+    /// commit is what it answered to what was sent meanwhile, that is not committed before: lost, it is
+    /// found out again.
+    pub(super) async fn homeserver_for_message(&mut self) -> Result<&'a Homeserver, StepError> {
+        if self.only_answers { Ok(self.ask()) } else { self.homeserver().await }
+    }
+
     /// The homeserver, for a question: it tells nobody anything, and so nothing is committed before.
     pub(super) const fn ask(&self) -> &'a Homeserver {
         &self.context.homeserver
@@ -191,6 +209,7 @@ pub(super) async fn step(
         progressed: false,
         sends,
         backlog: briefing.backlog,
+        only_answers: false,
         kept,
         trouble: None,
     };
@@ -278,13 +297,12 @@ async fn all(
     if activity {
         reconcile::after_activity(step).await?;
     }
-    if step.kept.as_ref().is_some_and(|kept| kept.has_requests) {
-        send_keys(step).await?;
-    }
     if step.verifying {
+        send_keys(step).await?;
         verify::run(step).await?;
     }
     send::run(step).await?;
+    send_keys(step).await?;
     strangers::run(step, work.strangers).await?;
     match step.trouble.take() {
         Some(trouble) => Err(trouble),
@@ -295,6 +313,9 @@ async fn all(
 /// Sends what the machine wants sent. What the homeserver does not take keeps nothing else back: a
 /// message that cannot do without it finds that out by itself.
 async fn send_keys(step: &mut Step<'_>) -> Result<(), StepError> {
+    if !step.kept.as_ref().is_some_and(|kept| kept.has_requests) {
+        return Ok(());
+    }
     match outgoing::run(step).await {
         Err(error) if error.machine_is_whole() => {
             step.trouble = Some(error);

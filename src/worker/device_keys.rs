@@ -21,7 +21,7 @@ use tracing::debug;
 use super::{StepError, bot_worker::Step};
 use crate::{
     crypto::SyncChanges,
-    store::{StoreError, device_lists, device_lists::Known},
+    store::{device_lists, device_lists::Known},
 };
 
 /// A bot that had nothing to look at still notes now and then how far it has looked.
@@ -147,9 +147,8 @@ async fn keep(
             (user.to_string(), changed.get(user).copied().unwrap_or_default(), part)
         })
         .collect();
-    let mut tx = step.context.store.begin().await?;
-    device_lists::keep(&mut tx, step.context.store.sealer(), &answers, step.now()).await?;
-    tx.commit().await.map_err(StoreError::from)?;
+    let mut conn = step.context.store.connection().await?;
+    device_lists::keep(&mut conn, step.context.store.sealer(), &answers, step.now()).await?;
     Ok(())
 }
 

@@ -98,9 +98,9 @@ impl Machines {
         (kept.fence == fence).then_some(kept)
     }
 
-    /// Whether a bot's machine is here.
-    pub(super) fn has(&self, bot: BotId) -> bool {
-        self.kept.contains_key(&bot)
+    /// A bot's machine, if it is here.
+    pub(super) fn get(&self, bot: BotId) -> Option<&BotMachine> {
+        self.kept.get(&bot).map(|(kept, _)| &kept.machine)
     }
 
     /// Puts a machine back.

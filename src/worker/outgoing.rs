@@ -47,6 +47,12 @@ pub(super) async fn run_keys(step: &mut Step<'_>) -> Result<bool, StepError> {
     run_where(step, |request| !matches!(request, AnyOutgoingRequest::RoomMessage(_))).await
 }
 
+/// [`run`] for questions about devices only: what decides who is given a room's key. What it wants sent
+/// besides keeps no message waiting.
+pub(super) async fn run_queries(step: &mut Step<'_>) -> Result<bool, StepError> {
+    run_where(step, |request| matches!(request, AnyOutgoingRequest::KeysQuery(_))).await
+}
+
 async fn run_where(
     step: &mut Step<'_>,
     wanted: fn(&AnyOutgoingRequest) -> bool,

@@ -1,7 +1,8 @@
-//! What machines read when they are opened, brought by the first of those whose steps began together.
+//! What machines read first in a step, brought by the first of those whose steps began together.
 //!
-//! Nothing is read for bots whose steps need no machine, and nothing for those whose rows a signup or a
-//! repair is about to change.
+//! Of a machine that is open already it is what to-device messages will make it look for. Nothing is
+//! read before a step needs its machine, and nothing for bots whose rows a signup or a repair is about
+//! to change.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -13,6 +14,7 @@ use tokio::sync::OnceCell;
 use tracing::warn;
 
 use crate::{
+    crypto::BotMachine,
     model::{BotId, BotState},
     store::{
         Store, StoreError,
@@ -31,18 +33,33 @@ pub(super) struct Prefetch {
 }
 
 impl Prefetch {
-    /// For the bots of these briefings.
-    pub(super) fn new<'a>(briefings: impl Iterator<Item = &'a Briefing>) -> Self {
+    /// For the bots of these briefings, some of whose machines are `open`.
+    pub(super) fn new<'a>(
+        briefings: &[Briefing],
+        open: impl Fn(BotId) -> Option<&'a BotMachine>,
+    ) -> Self {
         let wanted = briefings
+            .iter()
             .filter(|briefing| briefing.bot.state == BotState::Active && !briefing.repairing)
-            .map(wanted)
+            .filter_map(|briefing| match open(briefing.bot.id) {
+                None => Some(wanted(briefing)),
+                Some(machine) if has_to_device(briefing) => {
+                    Some(Wanted { opens: false, ..machine.lacking(wanted(briefing)) })
+                }
+                Some(_) => None,
+            })
             .collect();
         Self { wanted, rows: OnceCell::new() }
     }
 
-    /// A bot's rows, for the first machine that its step opens.
+    /// Whether there is anything for this bot.
+    pub(super) fn has(&self, bot: BotId) -> bool {
+        self.wanted.iter().any(|wanted| wanted.bot == bot)
+    }
+
+    /// A bot's rows, once.
     pub(super) async fn take(&self, store: &Store, bot: BotId) -> Prefetched {
-        if !self.wanted.iter().any(|wanted| wanted.bot == bot) {
+        if !self.has(bot) {
             return Prefetched::default();
         }
         let rows = self.rows.get_or_init(|| async {
@@ -64,6 +81,10 @@ impl Prefetch {
     }
 }
 
+fn has_to_device(briefing: &Briefing) -> bool {
+    briefing.entries.iter().any(|entry| matches!(entry.work, Work::ToDevice(_)))
+}
+
 /// About whom the bot's machine will ask: itself, and whoever has written to it.
 fn wanted(briefing: &Briefing) -> Wanted {
     let mut users = BTreeSet::from([briefing.bot.user_id.to_string()]);
@@ -77,5 +98,10 @@ fn wanted(briefing: &Briefing) -> Wanted {
     }
     users.extend(briefing.events.values().map(|event| event.sender.clone()));
     let rooms = briefing.rooms.keys().cloned().collect();
-    Wanted { bot: briefing.bot.id, users, sender_keys, rooms }
+    let room_keys = briefing
+        .events
+        .values()
+        .filter_map(|event| Some((event.room_id.clone(), event.session_id.clone()?)))
+        .collect();
+    Wanted { bot: briefing.bot.id, opens: true, users, sender_keys, rooms, room_keys }
 }

@@ -30,6 +30,7 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
         .filter_map(VerificationMessage::from_to_device)
         .filter(VerificationMessage::begins)
         .collect();
+    step.take_prefetched().await;
     for message in &beginning {
         verify::make_way(step, message).await?;
     }

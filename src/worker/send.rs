@@ -10,7 +10,10 @@
 //! Messages of one step are all encrypted first and then committed, the ratchets with them, and only
 //! then sent: those of a room in order, rooms side by side.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use futures_util::future::join_all;
 use ruma::{OwnedTransactionId, OwnedUserId, RoomId, TransactionId};
@@ -68,7 +71,7 @@ pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
     if prepared.is_empty() {
         return Ok(());
     }
-    let homeserver = step.homeserver().await?;
+    let homeserver = step.homeserver_for_message().await?;
     let (actor, bot) = (step.actor.clone(), step.bot.id);
     let rooms = prepared.into_values().map(|messages| {
         let actor = &actor;
@@ -148,7 +151,7 @@ pub(super) async fn message(
     txn_id: &TransactionId,
 ) -> Result<Sent, StepError> {
     let prepared = prepare(step, room_id, event_type, content).await?;
-    let homeserver = step.homeserver().await?;
+    let homeserver = step.homeserver_for_message().await?;
     put(homeserver, &step.actor, room_id.as_str(), txn_id, prepared).await
 }
 
@@ -175,6 +178,7 @@ async fn prepare(
     event_type: &str,
     content: &Value,
 ) -> Result<Prepared, StepError> {
+    step.only_answers = false;
     let room = known_room(step, room_id).await?;
     let Some(encryption) = room.encryption.as_ref().filter(|_| !stays_clear(event_type)) else {
         return Ok(Prepared {
@@ -195,8 +199,10 @@ async fn prepare(
     let encrypted = step.machine().await?.encrypt(room_id, event_type, content).await?;
     let mut devices = 0;
     if let Some(keys) = keys {
+        let given = !keys.is_empty();
         devices = give(step, keys).await?;
         step.kept().await?.note_ready(room_id, state);
+        step.only_answers = given;
     }
     Ok(Prepared {
         event_type: "m.room.encrypted".to_owned(),
@@ -211,51 +217,61 @@ fn stays_clear(event_type: &str) -> bool {
     matches!(event_type, "m.reaction" | "m.room.redaction")
 }
 
-/// What is known of the room, the homeserver having been asked if that is not enough.
-pub(super) async fn known_room(step: &mut Step<'_>, room_id: &RoomId) -> Result<Room, StepError> {
-    if let Some(room) = step.rooms.get(room_id.as_str())
-        && room.members_complete
-        && room.encryption_checked
-    {
-        return Ok(Room::clone(room));
-    }
+/// What is known of the room, the homeserver having been asked if that is not enough. What is written of
+/// it does not follow from anything that the step has gathered, and commits nothing of that.
+pub(super) async fn known_room(
+    step: &mut Step<'_>,
+    room_id: &RoomId,
+) -> Result<Arc<Room>, StepError> {
+    let mut known = step.rooms.get(room_id.as_str()).cloned();
     for _ in 0..MAX_QUESTIONS {
-        let mut conn = step.connection().await?;
-        let room = rooms::load(&mut conn, room_id.as_str()).await?;
-        drop(conn);
+        let room = match known.take() {
+            Some(room) => room,
+            None => {
+                let mut conn = step.context.store.connection().await?;
+                Arc::new(rooms::load(&mut conn, room_id.as_str()).await?)
+            }
+        };
         if room.members_complete && room.encryption_checked {
-            step.rooms.insert(room_id.to_string(), room.clone().into());
+            step.rooms.insert(room_id.to_string(), Arc::clone(&room));
             return Ok(room);
         }
-        let homeserver = step.ask();
-        let encryption = homeserver.state(&step.actor, room_id, "m.room.encryption").await?;
-        let visibility =
-            homeserver.state(&step.actor, room_id, "m.room.history_visibility").await?;
-        let members: Vec<_> = homeserver
-            .members(&step.actor, room_id)
-            .await?
-            .into_iter()
-            .map(|member| (member.user_id.to_string(), member.membership))
-            .collect();
-        let visibility = visibility
-            .as_ref()
-            .and_then(|content| content.get("history_visibility")?.as_str())
-            .unwrap_or("shared");
-        let mut tx = step.begin().await?;
         // If an event told something newer meanwhile, this is not written, and we ask again.
-        rooms::answer(
-            &mut tx,
-            room_id.as_str(),
-            room.version,
-            encryption.as_ref(),
-            visibility,
-            &members,
-            step.now(),
-        )
-        .await?;
-        tx.commit().await.map_err(StoreError::from)?;
+        known = ask_about_room(step, room_id, &room).await?.map(Arc::new);
     }
     Err(StepError::retry("the room changes faster than we can ask about it"))
+}
+
+async fn ask_about_room(
+    step: &Step<'_>,
+    room_id: &RoomId,
+    room: &Room,
+) -> Result<Option<Room>, StepError> {
+    let homeserver = step.ask();
+    let (encryption, visibility, members) = tokio::try_join!(
+        homeserver.state(&step.actor, room_id, "m.room.encryption"),
+        homeserver.state(&step.actor, room_id, "m.room.history_visibility"),
+        homeserver.members(&step.actor, room_id),
+    )?;
+    let visibility = visibility
+        .as_ref()
+        .and_then(|content| content.get("history_visibility")?.as_str())
+        .unwrap_or("shared");
+    let members =
+        members.into_iter().map(|member| (member.user_id.to_string(), member.membership)).collect();
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let answered = rooms::answer(
+        &mut tx,
+        room_id.as_str(),
+        room.version,
+        encryption.as_ref(),
+        visibility,
+        &members,
+        step.now(),
+    )
+    .await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(answered)
 }
 
 /// Whoever may read the next message and does not read it in our own database.
@@ -284,7 +300,7 @@ async fn room_key(
     step.machine().await?.track(readers).await?;
     // Devices that changed, and those of users who are new to us, are asked for first.
     device_keys::look(step).await?;
-    outgoing::run_keys(step).await?;
+    outgoing::run_queries(step).await?;
     if let Some((id, claim)) = step.machine().await?.missing_sessions(readers).await? {
         outgoing::claim(step, &id, claim).await?;
     }

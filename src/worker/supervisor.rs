@@ -26,7 +26,7 @@ use super::{
 use crate::{
     model::BotId,
     store::{
-        Fence, Rows, Signal, Signals, StoreError,
+        Fence, Rows, Signal, Signals, StoreError, Warm,
         bots::Note,
         briefing::{self, Briefing},
         leases::Process,
@@ -53,6 +53,8 @@ pub struct Supervisor {
     machines: Arc<Mutex<Machines>>,
     tasks: HashMap<tokio::task::Id, BotId>,
     retention: Retention,
+    /// What work is looked for on.
+    warm: Warm,
 }
 
 impl Supervisor {
@@ -60,6 +62,7 @@ impl Supervisor {
     #[must_use]
     pub fn new(context: Context, signals: Signals, process: Process) -> Self {
         let machines = Arc::new(Mutex::new(Machines::new(context.settings.machine_cache)));
+        let warm = Warm::new(context.store.clone());
         Self {
             context,
             signals,
@@ -70,6 +73,7 @@ impl Supervisor {
             machines,
             tasks: HashMap::new(),
             retention: Retention::default(),
+            warm,
         }
     }
 
@@ -166,11 +170,21 @@ impl Supervisor {
         let shards: Vec<i16> = self.fences.keys().copied().collect();
         let busy: Vec<BotId> = self.busy.iter().copied().collect();
         let now = self.context.clock.now();
-        let mut conn = self.context.store.connection().await?;
+        let mut conn = self.warm.take().await?;
         let limit = i64::try_from(room).unwrap_or(i64::MAX);
         let sealer = self.context.store.sealer();
         let claimed = briefing::claim(&mut conn, sealer, &shards, &busy, now, limit).await?;
         let full = claimed.ready.len() == room;
+        // While steps run, the end of one is the next occasion; unless it waits for something.
+        let wait = if full {
+            LOOK_ANYWAY
+        } else if !self.steps.is_empty() || !claimed.ready.is_empty() {
+            LOOK_WHILE_BUSY
+        } else {
+            let next = queue::next_due(&mut conn, &shards).await?;
+            next.and_then(|next| (next - now).to_std().ok()).unwrap_or(LOOK_ANYWAY)
+        };
+        self.warm.put(conn);
         let prefetch = Arc::new(self.prefetch(&claimed.ready));
         for briefing in claimed.ready {
             self.start(briefing, Arc::clone(&prefetch));
@@ -178,21 +192,12 @@ impl Supervisor {
         for due in claimed.unreadable {
             self.put_off_unreadable(due).await;
         }
-        if full {
-            return Ok(LOOK_ANYWAY);
-        }
-        if !self.steps.is_empty() {
-            // Soon one ends, and then we look again; unless it waits for something.
-            return Ok(LOOK_WHILE_BUSY);
-        }
-        let next = queue::next_due(&mut conn, &shards).await?;
-        let wait = next.and_then(|next| (next - now).to_std().ok()).unwrap_or(LOOK_ANYWAY);
         Ok(wait.clamp(Duration::from_millis(1), LOOK_ANYWAY))
     }
 
     fn prefetch(&self, briefings: &[Briefing]) -> Prefetch {
         let machines = self.lock_machines();
-        Prefetch::new(briefings.iter().filter(|briefing| !machines.has(briefing.bot.id)))
+        Prefetch::new(briefings, |bot| machines.get(bot))
     }
 
     fn start(&mut self, briefing: Briefing, prefetch: Arc<Prefetch>) {

@@ -40,7 +40,7 @@ pub(super) struct Cache {
     identities: LruCache<OwnedUserId, Option<Vec<u8>>>,
     inbound: LruCache<(OwnedRoomId, String), InboundGroupSession>,
     outbound: HashMap<OwnedRoomId, Outbound>,
-    nothing_unsent: bool,
+    no_requests: bool,
 }
 
 /// How much of the session that a bot sends with is used up.
@@ -58,7 +58,7 @@ impl Default for Cache {
             identities: LruCache::new(USERS),
             inbound: LruCache::new(ROOM_KEYS),
             outbound: HashMap::new(),
-            nothing_unsent: false,
+            no_requests: false,
         }
     }
 }
@@ -70,6 +70,21 @@ impl Cache {
         user_id: &UserId,
     ) -> Option<HashMap<OwnedDeviceId, DeviceData>> {
         self.devices.get(user_id).cloned()
+    }
+
+    /// Whether a user's devices and identity are here.
+    pub(super) fn has_user(&self, user_id: &str) -> bool {
+        self.devices.contains_key(user_id) && self.identities.contains_key(user_id)
+    }
+
+    /// Whether it is here how much of a room's session is used up.
+    pub(super) fn has_outbound(&self, room_id: &str) -> bool {
+        self.outbound.keys().any(|room| room == room_id)
+    }
+
+    /// Whether a room key is here.
+    pub(super) fn has_inbound(&self, key: &(String, String)) -> bool {
+        self.inbound.iter().any(|((room, session), _)| *room == key.0 && *session == key.1)
     }
 
     /// Keeps all devices of a user.
@@ -151,14 +166,14 @@ impl Cache {
         })
     }
 
-    /// Whether it is known that no request waits to be sent.
-    pub(super) const fn nothing_unsent(&self) -> bool {
-        self.nothing_unsent
+    /// Whether it is known that the bot has asked nobody for anything.
+    pub(super) const fn no_requests(&self) -> bool {
+        self.no_requests
     }
 
-    /// Notes whether requests wait to be sent.
-    pub(super) const fn note_unsent(&mut self, any: bool) {
-        self.nothing_unsent = !any;
+    /// Notes whether it has.
+    pub(super) const fn note_requests(&mut self, any: bool) {
+        self.no_requests = !any;
     }
 
     /// About how much memory this takes.

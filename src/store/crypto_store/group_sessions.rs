@@ -12,7 +12,7 @@ use vodozemac::Curve25519PublicKey;
 
 use sqlx::PgConnection;
 
-use super::{PgCryptoStore, PgCryptoStoreError, Result};
+use super::{PgCryptoStore, PgCryptoStoreError, Result, rows::CryptoRows};
 use crate::{model::BotId, store::StoreError};
 
 const INBOUND: &str = "crypto_inbound_group_sessions";
@@ -66,13 +66,32 @@ pub(super) async fn load(
     if let Some(session) = store.cache().inbound(room_id, session_id) {
         return Ok(Some(session));
     }
+    let key = (room_id.to_string(), session_id.to_owned());
+    let prefetched = store.prefetched().inbound.remove(&key);
+    let row = match prefetched {
+        Some(found) => found.map(|(backed_up, sealed_session)| {
+            let (room_id, session_id) = key;
+            Row { room_id, session_id, backed_up, sealed_session }
+        }),
+        None => from_database(store, room_id, session_id).await?,
+    };
+    let session = row.map(|row| row.open(store)).transpose()?;
+    store.cache().keep_inbound(session.iter());
+    Ok(session)
+}
+
+async fn from_database(
+    store: &PgCryptoStore,
+    room_id: &RoomId,
+    session_id: &str,
+) -> Result<Option<Row>> {
     store
         .settle(|rows| {
             let key = (store.bot, room_id.to_string(), session_id.to_owned());
             rows.inbound.contains_key(&key)
         })
         .await?;
-    let row = sqlx::query_as!(
+    Ok(sqlx::query_as!(
         Row,
         "-- crypto_store.group_sessions.load
         SELECT room_id, session_id, backed_up, sealed_session FROM crypto_inbound_group_sessions
@@ -82,10 +101,7 @@ pub(super) async fn load(
         session_id,
     )
     .fetch_optional(store.pool())
-    .await?;
-    let session = row.map(|row| row.open(store)).transpose()?;
-    store.cache().keep_inbound(session.iter());
-    Ok(session)
+    .await?)
 }
 
 /// Every room key of the bot. Nothing that runs often asks for this.
@@ -135,23 +151,49 @@ pub(super) async fn load_by_device(
     after: Option<String>,
     limit: usize,
 ) -> Result<Vec<InboundGroupSession>> {
-    store.settle(|rows| !rows.inbound.is_empty()).await?;
-    let rows = sqlx::query_as!(
-        Row,
-        "-- crypto_store.group_sessions.load_by_device
-        SELECT room_id, session_id, backed_up, sealed_session FROM crypto_inbound_group_sessions
-        WHERE bot_id = $1 AND sender_key = $2 AND sender_data_type = $3 AND session_id > $4
-        ORDER BY session_id
-        FETCH FIRST $5 ROWS WITH TIES",
-        store.bot.0,
-        sender_key.to_base64(),
-        sender_data_type as i16,
-        after.unwrap_or_default(),
-        i64::try_from(limit).unwrap_or(i64::MAX),
-    )
-    .fetch_all(store.pool())
-    .await?;
-    open_all(store, &rows)
+    let (sender_key, sender_data_type) = (sender_key.to_base64(), sender_data_type as i16);
+    let mut after = after.unwrap_or_default();
+    // A key that was saved as better known, as the caller does with each batch, is none of these any
+    // more, and need not be written to know that.
+    let may_add = |session: &str, row: &InboundRow| {
+        row.sender_key == sender_key
+            && row.sender_data_type == sender_data_type
+            && *session > *after
+    };
+    store
+        .settle(|rows| rows.inbound.iter().any(|((_, _, session), row)| may_add(session, row)))
+        .await?;
+    loop {
+        let mut rows = sqlx::query_as!(
+            Row,
+            "-- crypto_store.group_sessions.load_by_device
+            SELECT room_id, session_id, backed_up, sealed_session
+            FROM crypto_inbound_group_sessions
+            WHERE bot_id = $1 AND sender_key = $2 AND sender_data_type = $3 AND session_id > $4
+            ORDER BY session_id
+            FETCH FIRST $5 ROWS WITH TIES",
+            store.bot.0,
+            sender_key,
+            sender_data_type,
+            after,
+            i64::try_from(limit).unwrap_or(i64::MAX),
+        )
+        .fetch_all(store.pool())
+        .await?;
+        let Some(last) = rows.last().map(|row| row.session_id.clone()) else {
+            return Ok(Vec::new());
+        };
+        let turn = store.turn().await;
+        rows.retain(|row| {
+            let key = (store.bot, row.room_id.clone(), row.session_id.clone());
+            !turn.gathered.inbound.contains_key(&key)
+        });
+        drop(turn);
+        if !rows.is_empty() {
+            return open_all(store, &rows);
+        }
+        after = last;
+    }
 }
 
 /// What a room key is stored with.
@@ -275,9 +317,13 @@ pub(super) async fn import(
             "room keys say otherwise than their backup version whether they are backed up"
         );
     }
-    store.cache().forget_inbound();
     let turn = store.turn().await;
     let rows = prepare_inbound(store, &sessions).await?;
+    if version.is_none() {
+        return turn.gather(CryptoRows { inbound: rows, ..CryptoRows::default() }).await;
+    }
+    // The column says what the key does not.
+    store.cache().forget_inbound();
     let mut write = turn.begin().await?;
     save_inbound(&mut write.tx, rows, version).await?;
     write.commit().await

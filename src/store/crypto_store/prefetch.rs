@@ -1,8 +1,8 @@
-//! What machines ask for first when they are opened, for many bots in one query.
+//! What machines ask for first, for many bots in one query.
 //!
 //! A machine reads its rows one by one, some fifteen round trips before it has done anything. What it
-//! will read is known beforehand from the work that waits for its bot: so the first machine of many that
-//! is opened brings the rows of all of them. Each row is used once, still sealed, and is no longer here
+//! will read is known beforehand from the work that waits for its bot: so the first of many that needs
+//! anything brings the rows of all of them. Each row is used once, still sealed, and is no longer here
 //! once the store writes what it is about.
 
 use std::collections::{BTreeSet, HashMap};
@@ -17,12 +17,16 @@ use crate::{model::BotId, store::StoreError};
 pub struct Wanted {
     /// The bot.
     pub bot: BotId,
+    /// Whether its machine is still to be opened.
+    pub opens: bool,
     /// The users whose devices and identities its machine will ask for.
     pub users: BTreeSet<String>,
     /// The Curve25519 keys of devices that have written to it over Olm.
     pub sender_keys: BTreeSet<String>,
     /// The rooms that it may send to.
     pub rooms: BTreeSet<String>,
+    /// The room keys under which messages have come: room and session.
+    pub room_keys: BTreeSet<(String, String)>,
 }
 
 /// Rows by what they are stored under: an empty list where there are none, nothing where nobody looked.
@@ -47,22 +51,25 @@ pub struct Prefetched {
     pub(super) sessions: By<Vec<(String, Vec<u8>)>>,
     /// By room.
     pub(super) outbound: By<Option<Vec<u8>>>,
-    /// Whether no request waits to be sent.
-    pub(super) nothing_unsent: bool,
+    /// By room and session, and whether it is backed up.
+    pub(super) inbound: HashMap<(String, String), Option<(bool, Vec<u8>)>>,
+    /// Whether the bot is known to have asked nobody for anything.
+    pub(super) no_requests: bool,
 }
 
 impl Prefetched {
     fn empty(wanted: &Wanted) -> Self {
         Self {
             account: None,
-            values: Some(By::new()),
-            custom_values: Some(By::new()),
-            tracked: Some(Vec::new()),
+            values: wanted.opens.then(By::new),
+            custom_values: wanted.opens.then(By::new),
+            tracked: wanted.opens.then(Vec::new),
             devices: wanted.users.iter().map(|user| (user.clone(), Vec::new())).collect(),
             identities: wanted.users.iter().map(|user| (user.clone(), None)).collect(),
             sessions: wanted.sender_keys.iter().map(|key| (key.clone(), Vec::new())).collect(),
             outbound: wanted.rooms.iter().map(|room| (room.clone(), None)).collect(),
-            nothing_unsent: true,
+            inbound: wanted.room_keys.iter().map(|key| (key.clone(), None)).collect(),
+            no_requests: wanted.opens,
         }
     }
 
@@ -95,6 +102,9 @@ impl Prefetched {
         for (_, room) in rows.outbound.keys() {
             self.outbound.remove(room);
         }
+        for (_, room, session) in rows.inbound.keys() {
+            self.inbound.remove(&(room.clone(), session.clone()));
+        }
     }
 
     fn add(&mut self, kind: &str, key: String, second: String, sealed: Vec<u8>) {
@@ -107,7 +117,9 @@ impl Prefetched {
             "identity" => _ = self.identities.insert(key, Some(sealed)),
             "session" => self.sessions.entry(key).or_default().push((second, sealed)),
             "outbound" => _ = self.outbound.insert(key, Some(sealed)),
-            _ => self.nothing_unsent = false,
+            "room_key" => _ = self.inbound.insert((key, second), Some((false, sealed))),
+            "backed_up_room_key" => _ = self.inbound.insert((key, second), Some((true, sealed))),
+            _ => self.no_requests = false,
         }
     }
 }
@@ -116,11 +128,35 @@ impl PgCryptoStore {
     /// The same store, with rows of its bot that were read after anybody last wrote them.
     #[must_use]
     pub fn with_prefetched(self, prefetched: Prefetched) -> Self {
-        if prefetched.nothing_unsent {
-            self.cache().note_unsent(false);
+        if prefetched.no_requests {
+            self.cache().note_requests(false);
         }
         *self.prefetched() = prefetched;
         self
+    }
+
+    /// Takes in rows of its bot about whom and what it [lacks](Self::lacking), read after anybody last
+    /// wrote them. Of those that came before, nobody has asked for what is left.
+    pub fn take_prefetched(&self, newer: Prefetched) {
+        let Prefetched { devices, identities, sessions, outbound, inbound, .. } = newer;
+        let mut prefetched = self.prefetched();
+        prefetched.devices = devices;
+        prefetched.identities = identities;
+        prefetched.sessions = sessions;
+        prefetched.outbound = outbound;
+        prefetched.inbound = inbound;
+    }
+
+    /// What of this the store has not in memory.
+    #[must_use]
+    pub fn lacking(&self, wanted: Wanted) -> Wanted {
+        let cache = self.cache();
+        Wanted {
+            users: wanted.users.into_iter().filter(|user| !cache.has_user(user)).collect(),
+            rooms: wanted.rooms.into_iter().filter(|room| !cache.has_outbound(room)).collect(),
+            room_keys: wanted.room_keys.into_iter().filter(|key| !cache.has_inbound(key)).collect(),
+            ..wanted
+        }
     }
 }
 
@@ -133,10 +169,15 @@ pub async fn prefetch(
     conn: &mut PgConnection,
     wanted: &[Wanted],
 ) -> Result<HashMap<BotId, Prefetched>, StoreError> {
-    let bots: Vec<i64> = wanted.iter().map(|wanted| wanted.bot.0).collect();
+    let opened: Vec<i64> =
+        wanted.iter().filter(|wanted| wanted.opens).map(|wanted| wanted.bot.0).collect();
     let (of_users, users) = pairs(wanted, |wanted| &wanted.users);
     let (of_keys, keys) = pairs(wanted, |wanted| &wanted.sender_keys);
     let (of_rooms, rooms) = pairs(wanted, |wanted| &wanted.rooms);
+    let (of_room_keys, (key_rooms, key_sessions)): (Vec<_>, (Vec<_>, Vec<_>)) = wanted
+        .iter()
+        .flat_map(|wanted| wanted.room_keys.iter().map(|key| (wanted.bot.0, key.clone())))
+        .unzip();
     let rows = sqlx::query!(
         r#"-- crypto_store.prefetch
         WITH of_users AS MATERIALIZED (
@@ -172,16 +213,24 @@ pub async fn prefetch(
             FROM UNNEST($6::BIGINT[], $7::TEXT[]) AS r (bot_id, room_id)
             JOIN crypto_outbound_group_sessions USING (bot_id, room_id)
             UNION ALL
-            SELECT DISTINCT bot_id, 'unsent', '', '', ''::BYTEA
-            FROM crypto_requests WHERE bot_id = ANY($1) AND NOT sent_out
+            SELECT bot_id, CASE WHEN backed_up THEN 'backed_up_room_key' ELSE 'room_key' END,
+                room_id, session_id, sealed_session
+            FROM UNNEST($8::BIGINT[], $9::TEXT[], $10::TEXT[]) AS i (bot_id, room_id, session_id)
+            JOIN crypto_inbound_group_sessions USING (bot_id, room_id, session_id)
+            UNION ALL
+            SELECT DISTINCT bot_id, 'request', '', '', ''::BYTEA
+            FROM crypto_requests WHERE bot_id = ANY($1)
         ) AS rows"#,
-        &bots,
+        &opened,
         &of_users,
         &users,
         &of_keys,
         &keys,
         &of_rooms,
         &rooms,
+        &of_room_keys,
+        &key_rooms,
+        &key_sessions,
     )
     .fetch_all(conn)
     .await?;

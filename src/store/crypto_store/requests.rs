@@ -24,8 +24,9 @@ pub(super) async fn load(
     store: &PgCryptoStore,
     request_id: &TransactionId,
 ) -> Result<Option<GossipRequest>> {
-    // Named by whoever answers: an id that no request of ours has need not be looked for.
-    if !foreign::is_id(request_id.as_str()) {
+    // Named by whoever answers: an id that no request of ours has need not be looked for. And the
+    // machine asks with every to-device message that was sent.
+    if !foreign::is_id(request_id.as_str()) || store.cache().no_requests() {
         return Ok(None);
     }
     store.settle(|rows| !rows.requests.is_empty()).await?;
@@ -46,7 +47,7 @@ pub(super) async fn load_by_info(
     info: &SecretInfo,
 ) -> Result<Option<GossipRequest>> {
     let info_key = info.as_key();
-    if info_key.contains('\0') {
+    if info_key.contains('\0') || store.cache().no_requests() {
         return Ok(None);
     }
     store.settle(|rows| !rows.requests.is_empty()).await?;
@@ -67,21 +68,22 @@ pub(super) async fn load_by_info(
 /// The requests that are still to be sent.
 pub(super) async fn load_unsent(store: &PgCryptoStore) -> Result<Vec<GossipRequest>> {
     // The machine asks before everything it sends, and hardly ever finds any.
-    if store.cache().nothing_unsent() {
+    if store.cache().no_requests() {
         return Ok(Vec::new());
     }
     store.settle(|rows| !rows.requests.is_empty()).await?;
     let rows = sqlx::query!(
         "-- crypto_store.requests.load_unsent
-        SELECT request_id, sealed_request FROM crypto_requests
-        WHERE bot_id = $1 AND NOT sent_out
+        SELECT request_id, sent_out, sealed_request FROM crypto_requests
+        WHERE bot_id = $1
         ORDER BY created_at, request_id",
         store.bot.0,
     )
     .fetch_all(store.pool())
     .await?;
-    store.cache().note_unsent(!rows.is_empty());
+    store.cache().note_requests(!rows.is_empty());
     rows.into_iter()
+        .filter(|row| !row.sent_out)
         .map(|row| store.open(REQUESTS, &[&row.request_id], &row.sealed_request))
         .collect()
 }
@@ -101,7 +103,7 @@ pub(super) type Rows = BTreeMap<(BotId, String), Row>;
 /// Seals.
 pub(super) fn prepare(store: &PgCryptoStore, requests: Vec<GossipRequest>) -> Result<Rows> {
     if !requests.is_empty() {
-        store.cache().note_unsent(true);
+        store.cache().note_requests(true);
     }
     requests
         .into_iter()
