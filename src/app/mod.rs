@@ -26,7 +26,7 @@ use crate::{
     registration::{self, Registration},
     responder,
     signup::{self, Signup},
-    store::{Committer, Signals, Store, Warm, leases::Process, transactions},
+    store::{Committer, Signals, Store, leases::Process, transactions},
     telemetry::Metrics,
     web::{self, kit, kit::Bounds},
     worker::{Context, InFlight, Pace, Settings, Supervisor},
@@ -75,7 +75,6 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
     };
     let appservice = appservice::router(AppserviceState {
         store: store.clone(),
-        warm: Arc::new(Warm::new(store.clone())),
         signals: signals.clone(),
         clock: clock.clone(),
         hs_token: registration.hs_token.clone(),

@@ -17,8 +17,6 @@ mod room_facts;
 mod transactions;
 pub mod wire;
 
-use std::sync::Arc;
-
 use axum::{
     Router,
     routing::{get, post, put},
@@ -28,7 +26,7 @@ use secrecy::SecretString;
 pub use self::refusals::Refusals;
 use crate::{
     clock::Clock,
-    store::{Signals, Store, Warm},
+    store::{Signals, Store},
 };
 
 /// What the endpoints need.
@@ -36,8 +34,6 @@ use crate::{
 pub struct AppserviceState {
     /// The database.
     pub store: Store,
-    /// What transactions are written on: they come one after the other.
-    pub warm: Arc<Warm>,
     /// Who is told of work inside this process.
     pub signals: Signals,
     /// The time.

@@ -65,7 +65,7 @@ async fn take_in(
         }
         Ok(wakes)
     };
-    if state.warm.transaction(write).await? {
+    if state.store.transaction(write).await? {
         state.signals.give(Signal::Work);
     }
     Ok(())

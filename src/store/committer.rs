@@ -10,7 +10,7 @@ use std::{collections::HashSet, sync::Arc};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
-use super::{Connection, Fence, Signals, Store, StoreError, Warm, rows::Rows};
+use super::{Connection, Fence, Signals, Store, StoreError, rows::Rows};
 use crate::{
     clock::Clock,
     telemetry::{chain, count},
@@ -37,7 +37,7 @@ impl Committer {
     pub fn new(store: Store, signals: Signals, clock: Clock) -> (Self, impl Future<Output = ()>) {
         let (submissions, mut queue) = mpsc::channel(MOST);
         let work = async move {
-            let desk = Desk { warm: Warm::new(store), signals, clock };
+            let desk = Desk { store, signals, clock };
             let mut waiting = Vec::new();
             while queue.recv_many(&mut waiting, MOST).await > 0 {
                 metrics::histogram!("greenshield_commit_steps").record(count(waiting.len()));
@@ -65,7 +65,7 @@ impl Committer {
 }
 
 struct Desk {
-    warm: Warm,
+    store: Store,
     signals: Signals,
     clock: Clock,
 }
@@ -141,7 +141,7 @@ impl Desk {
             self.signals.announce(&signals, tx).await?;
             Ok((held, signals))
         };
-        let (held, signals) = self.warm.transaction(write).await?;
+        let (held, signals) = self.store.transaction(write).await?;
         for signal in signals {
             self.signals.give(signal);
         }
@@ -172,7 +172,7 @@ mod tests {
         database.lease(lost).await;
         let good = database.lease(kept).await;
         let desk = Desk {
-            warm: Warm::new(database.store.clone()),
+            store: database.store.clone(),
             signals: Signals::default(),
             clock: clock.clone(),
         };

@@ -39,7 +39,9 @@ pub mod to_device;
 pub mod tokens;
 pub mod transactions;
 pub mod verifications;
-pub mod warm;
+mod warm;
+
+use std::sync::Arc;
 
 use sqlx::{
     Connection as _, PgPool, Postgres, Transaction,
@@ -50,6 +52,7 @@ use sqlx::{
 /// One connection, in or outside a transaction: what the functions of this module take.
 pub use sqlx::PgConnection as Connection;
 
+use self::warm::Warm;
 pub use self::{
     committer::Committer,
     crypto_store::PgCryptoStore,
@@ -57,7 +60,6 @@ pub use self::{
     rows::Rows,
     sealer::{SealError, Sealer, WrappingKey},
     signals::{Signal, Signals},
-    warm::Warm,
 };
 
 /// A transaction.
@@ -120,6 +122,7 @@ impl StoreError {
 #[derive(Clone)]
 pub struct Store {
     pool: PgPool,
+    warm: Arc<Warm>,
     sealer: Sealer,
 }
 
@@ -129,8 +132,8 @@ pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
 impl Store {
     /// A store over a pool whose schema is up to date.
     #[must_use]
-    pub const fn new(pool: PgPool, sealer: Sealer) -> Self {
-        Self { pool, sealer }
+    pub fn new(pool: PgPool, sealer: Sealer) -> Self {
+        Self { pool, warm: Arc::default(), sealer }
     }
 
     /// The pool.

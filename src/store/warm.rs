@@ -1,8 +1,10 @@
-//! A connection that stays with whoever uses one all the time.
+//! Connections that are used again before they have gone cold.
 //!
-//! The pool hands its connections out in turn, and what PostgreSQL keeps for each has left the
-//! processor's caches until it is that one's turn again: its first statements then take several times as
-//! long. Nobody waits for the connection: if it is in use, another is taken from the pool.
+//! The pool hands its connections out in turn, and asks each that comes back whether it is still there.
+//! So whoever needs one gets the one that has lain longest, of which nothing is left in the processor's
+//! caches: its first statements take several times as long. Here the last one that came back is the
+//! first to go, and is not asked; one that has lain for long goes back to the pool, and so does one on
+//! which anything failed.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -11,36 +13,58 @@ use std::{
 
 use sqlx::{Connection as _, PgConnection};
 
-use super::{PooledConnection, Store, StoreError, TRUSTED_FOR};
+use super::{Fence, PooledConnection, Store, StoreError, TRUSTED_FOR};
 
-/// See the module.
-pub struct Warm {
-    store: Store,
-    kept: Mutex<Option<(PooledConnection, Instant)>>,
+/// How many wait here: the others are the pool's.
+const MOST: usize = 6;
+
+/// Connections on which all went well, the last one on top.
+#[derive(Default)]
+pub(super) struct Warm {
+    stack: Mutex<Vec<(PooledConnection, Instant)>>,
 }
 
 impl Warm {
-    /// Keeps nothing yet.
-    #[must_use]
-    pub const fn new(store: Store) -> Self {
-        Self { store, kept: Mutex::new(None) }
-    }
-
-    /// The connection that was [put](Self::put) back, unless that was long ago: the pool asks such a one
-    /// first whether it is still there.
-    ///
-    /// # Errors
-    ///
-    /// As [`Store::connection`].
-    pub async fn take(&self) -> Result<PooledConnection, StoreError> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match kept {
-            Some((conn, at)) if at.elapsed() < TRUSTED_FOR => Ok(conn),
-            _ => self.store.connection().await,
+    fn take(&self) -> Option<PooledConnection> {
+        let mut stack = self.stack.lock().unwrap_or_else(PoisonError::into_inner);
+        match stack.pop() {
+            Some((conn, since)) if since.elapsed() < TRUSTED_FOR => Some(conn),
+            // Those below have lain longer.
+            _ => {
+                stack.clear();
+                None
+            }
         }
     }
 
-    /// Does `work` in one transaction on it: all of it, or nothing.
+    fn put(&self, conn: PooledConnection) {
+        let mut stack = self.stack.lock().unwrap_or_else(PoisonError::into_inner);
+        if stack.len() < MOST {
+            stack.push((conn, Instant::now()));
+        }
+    }
+}
+
+impl Store {
+    /// Does `work` on a connection, each statement for itself.
+    ///
+    /// # Errors
+    ///
+    /// The work's, or as [`Store::connection`].
+    pub async fn run<T, E: From<StoreError>>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut conn = match self.warm.take() {
+            Some(conn) => conn,
+            None => self.connection().await?,
+        };
+        let done = work(&mut conn).await?;
+        self.warm.put(conn);
+        Ok(done)
+    }
+
+    /// Does `work` in a transaction: all of it, or nothing.
     ///
     /// # Errors
     ///
@@ -49,17 +73,29 @@ impl Warm {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut conn = self.take().await?;
-        let mut tx = conn.begin().await?;
-        let done = work(&mut tx).await?;
-        tx.commit().await?;
-        self.put(conn);
-        Ok(done)
+        self.run(async |conn| {
+            let mut tx = conn.begin().await?;
+            let done = work(&mut tx).await?;
+            tx.commit().await?;
+            Ok(done)
+        })
+        .await
     }
 
-    /// Keeps a connection on which all went well.
-    pub fn put(&self, conn: PooledConnection) {
-        let kept = Some((conn, Instant::now()));
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+    /// Does `work` in a transaction in which `fence` holds.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::LeaseLost`], the work's, or the database's own.
+    pub async fn fenced<T>(
+        &self,
+        fence: Fence,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.transaction(async |tx| {
+            fence.hold(tx).await?;
+            work(tx).await
+        })
+        .await
     }
 }

@@ -21,7 +21,7 @@ use tracing::debug;
 use super::{StepError, bot_worker::Step};
 use crate::{
     crypto::SyncChanges,
-    store::{device_lists, device_lists::Known},
+    store::{Connection, device_lists, device_lists::Known},
 };
 
 /// A bot that had nothing to look at still notes now and then how far it has looked.
@@ -37,9 +37,9 @@ pub(super) async fn look(step: &mut Step<'_>) -> Result<(), StepError> {
         return Ok(());
     }
     // Whom the machine has begun to track in this very step is asked for in any case.
-    let mut conn = step.context.store.connection().await?;
-    let changed_users = device_lists::changed_since(&mut conn, bot, looked).await?;
-    drop(conn);
+    let store = &step.context.store;
+    let changed_users =
+        store.run(async |conn| device_lists::changed_since(conn, bot, looked).await).await?;
     if !changed_users.is_empty() || epoch - step.bot.device_epoch >= NOTE_EVERY {
         step.rows.looked.insert(bot, epoch);
     }
@@ -114,9 +114,12 @@ async fn known(
     users: &BTreeSet<OwnedUserId>,
 ) -> Result<Vec<Known>, StepError> {
     let users: Vec<String> = users.iter().map(ToString::to_string).collect();
-    // Through `connection`: that the bot tracks them is committed before anybody is asked.
-    let mut conn = step.connection().await?;
-    Ok(device_lists::known(&mut conn, step.context.store.sealer(), &users).await?)
+    // That the bot tracks them is committed before anybody is asked.
+    step.commit().await?;
+    let store = &step.context.store;
+    let known =
+        async |conn: &mut Connection| device_lists::known(conn, store.sealer(), &users).await;
+    Ok(store.run(known).await?)
 }
 
 async fn ask(
@@ -147,9 +150,10 @@ async fn keep(
             (user.to_string(), changed.get(user).copied().unwrap_or_default(), part)
         })
         .collect();
-    let mut conn = step.context.store.connection().await?;
-    device_lists::keep(&mut conn, step.context.store.sealer(), &answers, step.now()).await?;
-    Ok(())
+    let (store, now) = (&step.context.store, step.now());
+    let keep =
+        async |conn: &mut Connection| device_lists::keep(conn, store.sealer(), &answers, now).await;
+    Ok(store.run(keep).await?)
 }
 
 /// Adds a user's stored part. A part that does not parse is as good as a user without devices.

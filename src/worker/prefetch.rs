@@ -44,10 +44,11 @@ impl Prefetch {
             .filter_map(|briefing| match open(briefing.bot.id) {
                 None => Some(wanted(briefing)),
                 Some(machine) if has_to_device(briefing) => {
-                    Some(Wanted { opens: false, ..machine.lacking(wanted(briefing)) })
+                    Some(machine.lacking(Wanted { opens: false, ..wanted(briefing) }))
                 }
                 Some(_) => None,
             })
+            .filter(|wanted| !wanted.is_empty())
             .collect();
         Self { wanted, rows: OnceCell::new() }
     }
@@ -76,8 +77,7 @@ impl Prefetch {
     }
 
     async fn read(&self, store: &Store) -> Result<HashMap<BotId, Prefetched>, StoreError> {
-        let mut conn = store.connection().await?;
-        crypto_store::prefetch(&mut conn, &self.wanted).await
+        store.run(async |conn| crypto_store::prefetch(conn, &self.wanted).await).await
     }
 }
 

@@ -3,8 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinHandle;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::Context;
@@ -29,24 +28,24 @@ pub(super) const SHARD: i16 = 0;
 pub(super) struct Retention {
     next: Instant,
     next_slow: Instant,
-    running: Option<AbortOnDropHandle<()>>,
+    running: JoinSet<()>,
 }
 
 impl Default for Retention {
     fn default() -> Self {
         let now = Instant::now();
-        Self { next: now, next_slow: now + FIRST_SLOWLY, running: None }
+        Self { next: now, next_slow: now + FIRST_SLOWLY, running: JoinSet::new() }
     }
 }
 
 impl Retention {
     /// Begins a sweep, if it is time and none is under way.
     pub(super) fn sweep(&mut self, context: &Context) {
-        if self.running.as_ref().is_some_and(|sweep| !sweep.is_finished()) {
-            return;
-        }
-        if let Some(what) = self.due(Instant::now()) {
-            self.running = Some(AbortOnDropHandle::new(begin(context.clone(), what)));
+        while self.running.try_join_next().is_some() {}
+        if self.running.is_empty()
+            && let Some(what) = self.due(Instant::now())
+        {
+            self.running.spawn(run(context.clone(), what));
         }
     }
 
@@ -70,14 +69,12 @@ enum What {
     Everything,
 }
 
-fn begin(context: Context, what: What) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        match sweep(&context, what).await {
-            Ok(0) => {}
-            Ok(taken) => debug!(taken, "removed rows whose time was over"),
-            Err(error) => warn!(error = chain(&error), "a sweep of what is old failed"),
-        }
-    })
+async fn run(context: Context, what: What) {
+    match sweep(&context, what).await {
+        Ok(0) => {}
+        Ok(taken) => debug!(taken, "removed rows whose time was over"),
+        Err(error) => warn!(error = chain(&error), "a sweep of what is old failed"),
+    }
 }
 
 async fn sweep(context: &Context, what: What) -> Result<u64, StoreError> {

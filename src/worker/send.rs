@@ -26,7 +26,7 @@ use crate::{
     crypto::{RoomSettings, ShareRequests},
     homeserver::{Actor, Homeserver},
     store::{
-        StoreError,
+        Connection,
         outbox::{Outcome, OutcomeRow, Send, Sent},
         rooms,
         rooms::Room,
@@ -225,12 +225,11 @@ pub(super) async fn known_room(
 ) -> Result<Arc<Room>, StepError> {
     let mut known = step.rooms.get(room_id.as_str()).cloned();
     for _ in 0..MAX_QUESTIONS {
-        let room = match known.take() {
-            Some(room) => room,
-            None => {
-                let mut conn = step.context.store.connection().await?;
-                Arc::new(rooms::load(&mut conn, room_id.as_str()).await?)
-            }
+        let room = if let Some(room) = known.take() {
+            room
+        } else {
+            let load = async |conn: &mut Connection| rooms::load(conn, room_id.as_str()).await;
+            Arc::new(step.context.store.run(load).await?)
         };
         if room.members_complete && room.encryption_checked {
             step.rooms.insert(room_id.to_string(), Arc::clone(&room));
@@ -259,19 +258,13 @@ async fn ask_about_room(
         .unwrap_or("shared");
     let members =
         members.into_iter().map(|member| (member.user_id.to_string(), member.membership)).collect();
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    let answered = rooms::answer(
-        &mut tx,
-        room_id.as_str(),
-        room.version,
-        encryption.as_ref(),
-        visibility,
-        &members,
-        step.now(),
-    )
-    .await?;
-    tx.commit().await.map_err(StoreError::from)?;
-    Ok(answered)
+    let now = step.now();
+    let answer = async |tx: &mut Connection| {
+        let encryption = encryption.as_ref();
+        rooms::answer(tx, room_id.as_str(), room.version, encryption, visibility, &members, now)
+            .await
+    };
+    Ok(step.context.store.fenced(step.fence, answer).await?)
 }
 
 /// Whoever may read the next message and does not read it in our own database.
@@ -284,8 +277,9 @@ async fn readers(
     if room.history_visibility != "joined" {
         memberships.push("invite".to_owned());
     }
-    let mut conn = step.context.store.connection().await?;
-    let mut readers = rooms::members(&mut conn, room_id.as_str(), &memberships).await?;
+    let members =
+        async |conn: &mut Connection| rooms::members(conn, room_id.as_str(), &memberships).await;
+    let mut readers = step.context.store.run(members).await?;
     readers.retain(|user| *user == step.bot.user_id || !step.is_ours(user.as_str()));
     Ok(readers)
 }

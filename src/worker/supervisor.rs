@@ -26,7 +26,7 @@ use super::{
 use crate::{
     model::BotId,
     store::{
-        Fence, Rows, Signal, Signals, StoreError, Warm,
+        Connection, Fence, Rows, Signal, Signals, StoreError,
         bots::Note,
         briefing::{self, Briefing},
         leases::Process,
@@ -53,8 +53,6 @@ pub struct Supervisor {
     machines: Arc<Mutex<Machines>>,
     tasks: HashMap<tokio::task::Id, BotId>,
     retention: Retention,
-    /// What work is looked for on.
-    warm: Warm,
 }
 
 impl Supervisor {
@@ -62,7 +60,6 @@ impl Supervisor {
     #[must_use]
     pub fn new(context: Context, signals: Signals, process: Process) -> Self {
         let machines = Arc::new(Mutex::new(Machines::new(context.settings.machine_cache)));
-        let warm = Warm::new(context.store.clone());
         Self {
             context,
             signals,
@@ -73,7 +70,6 @@ impl Supervisor {
             machines,
             tasks: HashMap::new(),
             retention: Retention::default(),
-            warm,
         }
     }
 
@@ -170,21 +166,22 @@ impl Supervisor {
         let shards: Vec<i16> = self.fences.keys().copied().collect();
         let busy: Vec<BotId> = self.busy.iter().copied().collect();
         let now = self.context.clock.now();
-        let mut conn = self.warm.take().await?;
         let limit = i64::try_from(room).unwrap_or(i64::MAX);
-        let sealer = self.context.store.sealer();
-        let claimed = briefing::claim(&mut conn, sealer, &shards, &busy, now, limit).await?;
-        let full = claimed.ready.len() == room;
-        // While steps run, the end of one is the next occasion; unless it waits for something.
-        let wait = if full {
-            LOOK_ANYWAY
-        } else if !self.steps.is_empty() || !claimed.ready.is_empty() {
-            LOOK_WHILE_BUSY
-        } else {
-            let next = queue::next_due(&mut conn, &shards).await?;
-            next.and_then(|next| (next - now).to_std().ok()).unwrap_or(LOOK_ANYWAY)
+        let store = &self.context.store;
+        let look = async |conn: &mut Connection| {
+            let claimed = briefing::claim(conn, store.sealer(), &shards, &busy, now, limit).await?;
+            // While steps run, the end of one is the next occasion; unless it waits for something.
+            let wait = if claimed.ready.len() == room {
+                LOOK_ANYWAY
+            } else if !self.steps.is_empty() || !claimed.ready.is_empty() {
+                LOOK_WHILE_BUSY
+            } else {
+                let next = queue::next_due(conn, &shards).await?;
+                next.and_then(|next| (next - now).to_std().ok()).unwrap_or(LOOK_ANYWAY)
+            };
+            Ok::<_, StoreError>((claimed, wait))
         };
-        self.warm.put(conn);
+        let (claimed, wait) = store.run(look).await?;
         let prefetch = Arc::new(self.prefetch(&claimed.ready));
         for briefing in claimed.ready {
             self.start(briefing, Arc::clone(&prefetch));

@@ -22,6 +22,7 @@ use crate::{
     crypto::{Undecryptable, VerificationMessage},
     model::{Decryption, EventSeq, Heard},
     store::{
+        Connection,
         events::{ClearRow, LogRow, StoredEvent},
         inbox::{Entry, ParkedRow, Work},
         outbox::{self, Send, SendRow},
@@ -150,8 +151,10 @@ async fn reading(
 /// What a bot of ours sent as this event, once its outbox says so.
 async fn said_by_us(step: &mut Step<'_>, event: &StoredEvent) -> Result<Option<Value>, StepError> {
     // Nothing that this step has gathered is about other bots' outboxes.
-    let mut conn = step.context.store.connection().await?;
-    let said = outbox::said(&mut conn, step.context.store.sealer(), &event.event_id).await?;
+    let store = &step.context.store;
+    let said =
+        async |conn: &mut Connection| outbox::said(conn, store.sealer(), &event.event_id).await;
+    let said = store.run(said).await?;
     Ok(said.map(|(event_type, content)| {
         json!({
             "type": event_type,

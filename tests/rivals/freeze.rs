@@ -42,7 +42,7 @@ const FEW: usize = 3;
 
 const STOPS: [Stop; 6] = [
     Stop::Call("/send/"),
-    Stop::Commit("crypto_outbound_group_sessions", 1),
+    Stop::Commit("crypto_tracked_users", 0),
     Stop::Call("/keys/query"),
     Stop::Commit("crypto_outbound_group_sessions", 0),
     Stop::Call("/sendToDevice/"),

@@ -6,7 +6,7 @@
 //! machine it serves, is bounded, and is thrown away with it when a write fails.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, SystemTime},
 };
 
@@ -40,6 +40,8 @@ pub(super) struct Cache {
     identities: LruCache<OwnedUserId, Option<Vec<u8>>>,
     inbound: LruCache<(OwnedRoomId, String), InboundGroupSession>,
     outbound: HashMap<OwnedRoomId, Outbound>,
+    /// Of which senders the machine has the Olm sessions.
+    sessions: HashSet<String>,
     no_requests: bool,
 }
 
@@ -58,6 +60,7 @@ impl Default for Cache {
             identities: LruCache::new(USERS),
             inbound: LruCache::new(ROOM_KEYS),
             outbound: HashMap::new(),
+            sessions: HashSet::new(),
             no_requests: false,
         }
     }
@@ -80,6 +83,18 @@ impl Cache {
     /// Whether it is here how much of a room's session is used up.
     pub(super) fn has_outbound(&self, room_id: &str) -> bool {
         self.outbound.keys().any(|room| room == room_id)
+    }
+
+    /// Whether the machine has the Olm sessions with a sender's device.
+    pub(super) fn has_sessions(&self, sender_key: &str) -> bool {
+        self.sessions.contains(sender_key)
+    }
+
+    /// Notes that it has.
+    pub(super) fn note_sessions(&mut self, sender_key: &str) {
+        if !self.has_sessions(sender_key) {
+            self.sessions.insert(sender_key.to_owned());
+        }
     }
 
     /// Whether a room key is here.

@@ -69,10 +69,7 @@ pub(super) async fn load(
     let key = (room_id.to_string(), session_id.to_owned());
     let prefetched = store.prefetched().inbound.remove(&key);
     let row = match prefetched {
-        Some(found) => found.map(|(backed_up, sealed_session)| {
-            let (room_id, session_id) = key;
-            Row { room_id, session_id, backed_up, sealed_session }
-        }),
+        Some(row) => row,
         None => from_database(store, room_id, session_id).await?,
     };
     let session = row.map(|row| row.open(store)).transpose()?;
@@ -91,17 +88,21 @@ async fn from_database(
             rows.inbound.contains_key(&key)
         })
         .await?;
-    Ok(sqlx::query_as!(
-        Row,
-        "-- crypto_store.group_sessions.load
+    store
+        .read(async |conn| {
+            sqlx::query_as!(
+                Row,
+                "-- crypto_store.group_sessions.load
         SELECT room_id, session_id, backed_up, sealed_session FROM crypto_inbound_group_sessions
         WHERE bot_id = $1 AND room_id = $2 AND session_id = $3",
-        store.bot.0,
-        room_id.as_str(),
-        session_id,
-    )
-    .fetch_optional(store.pool())
-    .await?)
+                store.bot.0,
+                room_id.as_str(),
+                session_id,
+            )
+            .fetch_optional(conn)
+            .await
+        })
+        .await
 }
 
 /// Every room key of the bot. Nothing that runs often asks for this.
@@ -164,22 +165,26 @@ pub(super) async fn load_by_device(
         .settle(|rows| rows.inbound.iter().any(|((_, _, session), row)| may_add(session, row)))
         .await?;
     loop {
-        let mut rows = sqlx::query_as!(
-            Row,
-            "-- crypto_store.group_sessions.load_by_device
+        let mut rows = store
+            .read(async |conn| {
+                sqlx::query_as!(
+                    Row,
+                    "-- crypto_store.group_sessions.load_by_device
             SELECT room_id, session_id, backed_up, sealed_session
             FROM crypto_inbound_group_sessions
             WHERE bot_id = $1 AND sender_key = $2 AND sender_data_type = $3 AND session_id > $4
             ORDER BY session_id
             FETCH FIRST $5 ROWS WITH TIES",
-            store.bot.0,
-            sender_key,
-            sender_data_type,
-            after,
-            i64::try_from(limit).unwrap_or(i64::MAX),
-        )
-        .fetch_all(store.pool())
-        .await?;
+                    store.bot.0,
+                    sender_key,
+                    sender_data_type,
+                    after,
+                    i64::try_from(limit).unwrap_or(i64::MAX),
+                )
+                .fetch_all(conn)
+                .await
+            })
+            .await?;
         let Some(last) = rows.last().map(|row| row.session_id.clone()) else {
             return Ok(Vec::new());
         };
@@ -340,15 +345,19 @@ pub(super) async fn load_outbound(
     } else {
         let key = (store.bot, room_id.to_string());
         store.settle(|rows| rows.outbound.contains_key(&key)).await?;
-        sqlx::query_scalar!(
-            "-- crypto_store.group_sessions.load_outbound
+        store
+            .read(async |conn| {
+                sqlx::query_scalar!(
+                    "-- crypto_store.group_sessions.load_outbound
             SELECT sealed_session FROM crypto_outbound_group_sessions
             WHERE bot_id = $1 AND room_id = $2",
-            store.bot.0,
-            room_id.as_str(),
-        )
-        .fetch_optional(store.pool())
-        .await?
+                    store.bot.0,
+                    room_id.as_str(),
+                )
+                .fetch_optional(conn)
+                .await
+            })
+            .await?
     };
     let Some(sealed) = sealed else { return Ok(None) };
     let pickle: PickledOutboundGroupSession = store.open(OUTBOUND, &[room_id.as_str()], &sealed)?;

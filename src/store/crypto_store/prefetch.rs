@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use sqlx::PgConnection;
 
-use super::{PgCryptoStore, rows::CryptoRows};
+use super::{PgCryptoStore, group_sessions::Row as InboundRow, rows::CryptoRows};
 use crate::{model::BotId, store::StoreError};
 
 /// Whose rows, and about whom.
@@ -27,6 +27,18 @@ pub struct Wanted {
     pub rooms: BTreeSet<String>,
     /// The room keys under which messages have come: room and session.
     pub room_keys: BTreeSet<(String, String)>,
+}
+
+impl Wanted {
+    /// Whether there is nothing to be read.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.opens
+            && self.users.is_empty()
+            && self.sender_keys.is_empty()
+            && self.rooms.is_empty()
+            && self.room_keys.is_empty()
+    }
 }
 
 /// Rows by what they are stored under: an empty list where there are none, nothing where nobody looked.
@@ -51,8 +63,8 @@ pub struct Prefetched {
     pub(super) sessions: By<Vec<(String, Vec<u8>)>>,
     /// By room.
     pub(super) outbound: By<Option<Vec<u8>>>,
-    /// By room and session, and whether it is backed up.
-    pub(super) inbound: HashMap<(String, String), Option<(bool, Vec<u8>)>>,
+    /// By room and session.
+    pub(super) inbound: HashMap<(String, String), Option<InboundRow>>,
     /// Whether the bot is known to have asked nobody for anything.
     pub(super) no_requests: bool,
 }
@@ -117,8 +129,16 @@ impl Prefetched {
             "identity" => _ = self.identities.insert(key, Some(sealed)),
             "session" => self.sessions.entry(key).or_default().push((second, sealed)),
             "outbound" => _ = self.outbound.insert(key, Some(sealed)),
-            "room_key" => _ = self.inbound.insert((key, second), Some((false, sealed))),
-            "backed_up_room_key" => _ = self.inbound.insert((key, second), Some((true, sealed))),
+            "room_key" | "backed_up_room_key" => {
+                let at = (key.clone(), second.clone());
+                let row = InboundRow {
+                    room_id: key,
+                    session_id: second,
+                    backed_up: kind != "room_key",
+                    sealed_session: sealed,
+                };
+                self.inbound.insert(at, Some(row));
+            }
             _ => self.no_requests = false,
         }
     }
@@ -153,6 +173,11 @@ impl PgCryptoStore {
         let cache = self.cache();
         Wanted {
             users: wanted.users.into_iter().filter(|user| !cache.has_user(user)).collect(),
+            sender_keys: wanted
+                .sender_keys
+                .into_iter()
+                .filter(|sender_key| !cache.has_sessions(sender_key))
+                .collect(),
             rooms: wanted.rooms.into_iter().filter(|room| !cache.has_outbound(room)).collect(),
             room_keys: wanted.room_keys.into_iter().filter(|key| !cache.has_inbound(key)).collect(),
             ..wanted
