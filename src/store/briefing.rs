@@ -65,6 +65,14 @@ pub struct Claimed {
     pub unreadable: Vec<DueBot>,
 }
 
+impl Claimed {
+    /// Whether nobody was due.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.ready.is_empty() && self.unreadable.is_empty()
+    }
+}
+
 /// Briefings for due bots of `shards`, the longest waiting first, without those in `busy`.
 ///
 /// # Errors

@@ -69,19 +69,20 @@ impl Process {
             .map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?
     }
 
+    /// Statement by statement: a process that freezes within a transaction would keep the shards locked,
+    /// and nobody could take them over until the database ends it.
     async fn renew_now(
         &mut self,
         lease: Duration,
         now: DateTime<Utc>,
     ) -> Result<Vec<Fence>, StoreError> {
-        let mut tx = self.lock.begin().await?;
         sqlx::query!(
             "-- leases.seen
             UPDATE processes SET seen_at = $2 WHERE process_id = $1",
             self.id,
             now,
         )
-        .execute(&mut *tx)
+        .execute(&mut self.lock)
         .await?;
         sqlx::query!(
             "-- leases.forget_processes
@@ -93,20 +94,20 @@ impl Process {
             )",
             self.id,
         )
-        .execute(&mut *tx)
+        .execute(&mut self.lock)
         .await?;
         let live: i64 = sqlx::query_scalar!(
             r#"-- leases.live
             SELECT COUNT(*) AS "count!" FROM processes WHERE seen_at > $1"#,
             now - lease,
         )
-        .fetch_one(&mut *tx)
+        .fetch_one(&mut self.lock)
         .await?;
         let shards: i64 = sqlx::query_scalar!(
             r#"-- leases.shards
             SELECT COUNT(*) AS "count!" FROM shards"#
         )
-        .fetch_one(&mut *tx)
+        .fetch_one(&mut self.lock)
         .await?;
         self.shards = shards.unsigned_abs();
         let live = live.max(1);
@@ -120,7 +121,7 @@ impl Process {
             self.id,
             share,
         )
-        .execute(&mut *tx)
+        .execute(&mut self.lock)
         .await?;
         // `SKIP LOCKED`: a shard in the middle of somebody's write is taken next time.
         sqlx::query!(
@@ -142,7 +143,7 @@ impl Process {
             now + lease,
             share,
         )
-        .execute(&mut *tx)
+        .execute(&mut self.lock)
         .await?;
         let owned = sqlx::query!(
             "-- leases.renew
@@ -151,9 +152,8 @@ impl Process {
             self.id,
             now + lease,
         )
-        .fetch_all(&mut *tx)
+        .fetch_all(&mut self.lock)
         .await?;
-        tx.commit().await?;
         Ok(owned
             .into_iter()
             .map(|row| Fence { shard: row.shard, owner: self.id, number: row.fence })

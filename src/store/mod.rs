@@ -133,7 +133,7 @@ impl Store {
     /// A store over a pool whose schema is up to date.
     #[must_use]
     pub fn new(pool: PgPool, sealer: Sealer) -> Self {
-        Self { pool, warm: Arc::default(), sealer }
+        Self { warm: Arc::new(Warm::of(&pool)), pool, sealer }
     }
 
     /// The pool.

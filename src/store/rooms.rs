@@ -300,6 +300,31 @@ pub async fn members(
     Ok(rows.into_iter().filter_map(|id| OwnedUserId::try_from(id).ok()).collect())
 }
 
+/// At most `limit` rooms in which the user is joined or invited, and of which not all is known.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn unknown(
+    conn: &mut PgConnection,
+    user: &str,
+    limit: i64,
+) -> Result<Vec<OwnedRoomId>, StoreError> {
+    let rows = sqlx::query_scalar!(
+        "-- rooms.unknown
+        SELECT room_id
+        FROM room_members m
+        JOIN rooms r USING (room_id)
+        WHERE m.user_id = $1 AND m.membership IN ('join', 'invite') AND NOT r.members_complete
+        LIMIT $2",
+        user,
+        limit,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().filter_map(|id| OwnedRoomId::try_from(id).ok()).collect())
+}
+
 /// Rooms in which both users are joined or invited.
 ///
 /// # Errors

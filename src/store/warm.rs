@@ -11,20 +11,26 @@ use std::{
     time::Instant,
 };
 
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection, PgPool};
 
 use super::{Fence, PooledConnection, Store, StoreError, TRUSTED_FOR};
 
-/// How many wait here: the others are the pool's.
-const MOST: usize = 6;
+/// How many wait here at most: the others are the pool's, for whoever holds one for longer.
+const MOST: u32 = 6;
 
 /// Connections on which all went well, the last one on top.
-#[derive(Default)]
 pub(super) struct Warm {
     stack: Mutex<Vec<(PooledConnection, Instant)>>,
+    most: usize,
 }
 
 impl Warm {
+    /// For connections of this pool, of which one hears signals and half of the others stay with it.
+    pub(super) fn of(pool: &PgPool) -> Self {
+        let most = (pool.options().get_max_connections().saturating_sub(1) / 2).min(MOST);
+        Self { stack: Mutex::default(), most: most as usize }
+    }
+
     fn take(&self) -> Option<PooledConnection> {
         let mut stack = self.stack.lock().unwrap_or_else(PoisonError::into_inner);
         match stack.pop() {
@@ -39,7 +45,7 @@ impl Warm {
 
     fn put(&self, conn: PooledConnection) {
         let mut stack = self.stack.lock().unwrap_or_else(PoisonError::into_inner);
-        if stack.len() < MOST {
+        if stack.len() < self.most {
             stack.push((conn, Instant::now()));
         }
     }

@@ -113,6 +113,11 @@ impl<'a> Step<'a> {
         }
     }
 
+    /// Whether the machine may want something sent, or the homeserver did not take it.
+    pub(super) fn wants_something_sent(&self) -> bool {
+        self.trouble.is_some() || self.kept.as_ref().is_some_and(|kept| kept.has_requests)
+    }
+
     pub(super) fn has_machine(&self) -> bool {
         self.kept.is_some()
     }
@@ -321,7 +326,11 @@ async fn send_keys(step: &mut Step<'_>) -> Result<(), StepError> {
             step.trouble = Some(error);
             Ok(())
         }
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            // What was not taken before was tried again.
+            step.trouble = None;
+            Ok(())
+        }
         Err(error) => Err(error),
     }
 }

@@ -129,7 +129,10 @@ pub(super) async fn claim(
     request: claim_keys::v3::Request,
 ) -> Result<(), StepError> {
     let answer = step.ask().send((&step.actor).into(), request).await?;
-    step.machine().await?.mark_sent(id, &answer).await?;
+    let kept = step.kept().await?;
+    kept.machine.mark_sent(id, &answer).await?;
+    // With a new Olm session it may have something to say to a device that waited for one.
+    kept.has_requests = true;
     Ok(())
 }
 

@@ -49,6 +49,11 @@ impl Retention {
         }
     }
 
+    /// Breaks off what is under way: nothing depends on it.
+    pub(super) async fn stop(&mut self) {
+        self.running.shutdown().await;
+    }
+
     /// What is to be swept now.
     fn due(&mut self, now: Instant) -> Option<What> {
         if now < self.next {

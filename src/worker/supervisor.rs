@@ -103,6 +103,7 @@ impl Supervisor {
         }
         info!(running = self.steps.len(), "stopping: waiting for running steps");
         while self.steps.join_next().await.is_some() {}
+        self.retention.stop().await;
         if let Err(error) = self.process.leave().await {
             warn!(
                 error = chain(&error),
@@ -173,7 +174,7 @@ impl Supervisor {
             // While steps run, the end of one is the next occasion; unless it waits for something.
             let wait = if claimed.ready.len() == room {
                 LOOK_ANYWAY
-            } else if !self.steps.is_empty() || !claimed.ready.is_empty() {
+            } else if !self.steps.is_empty() || !claimed.is_empty() {
                 LOOK_WHILE_BUSY
             } else {
                 let next = queue::next_due(conn, &shards).await?;

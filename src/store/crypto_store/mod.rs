@@ -62,7 +62,7 @@ pub use self::{
     prefetch::{Prefetched, Wanted, prefetch},
     rows::CryptoRows,
     sessions::prune_olm_hashes,
-    users::forget_strangers,
+    users::{forget, strangers},
 };
 use super::{Fence, Store, StoreError};
 use crate::{clock::Clock, model::BotId};

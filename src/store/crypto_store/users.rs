@@ -73,32 +73,44 @@ pub(super) async fn save(conn: &mut PgConnection, rows: Rows) -> Result<(), Stor
     Ok(())
 }
 
-/// Forgets the users with whom a bot has nothing to do any more (the view `strangers` says who
-/// these are), with their devices and identities, and tells how many they were. No machine of the bot may
-/// be open: it remembers whom it tracks.
+/// The users with whom a bot has nothing to do any more, as far as the members of its rooms are known.
 ///
 /// # Errors
 ///
 /// The database's own.
-pub async fn forget_strangers(conn: &mut PgConnection, bot: BotId) -> Result<u64, StoreError> {
-    let forgotten = sqlx::query_scalar!(
-        r#"-- crypto_store.users.forget_strangers
-        WITH forgotten AS MATERIALIZED (
-            SELECT user_id FROM strangers WHERE bot_id = $1
-        ), devices AS (
-            DELETE FROM crypto_devices d USING forgotten f
-            WHERE d.bot_id = $1 AND d.user_id = f.user_id
-        ), identities AS (
-            DELETE FROM crypto_identities i USING forgotten f
-            WHERE i.bot_id = $1 AND i.user_id = f.user_id
-        ), tracked AS (
-            DELETE FROM crypto_tracked_users t USING forgotten f
-            WHERE t.bot_id = $1 AND t.user_id = f.user_id
-        )
-        SELECT COUNT(*) AS "count!" FROM forgotten"#,
+pub async fn strangers(conn: &mut PgConnection, bot: BotId) -> Result<Vec<String>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"-- crypto_store.users.strangers
+        SELECT user_id AS "user_id!" FROM strangers($1) AS user_id"#,
         bot.0,
     )
-    .fetch_one(conn)
+    .fetch_all(conn)
+    .await?)
+}
+
+/// Forgets users, with their devices and identities. No machine of the bot may be open: it remembers
+/// whom it tracks.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn forget(
+    conn: &mut PgConnection,
+    bot: BotId,
+    users: &[String],
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- crypto_store.users.forget
+        WITH devices AS (
+            DELETE FROM crypto_devices WHERE bot_id = $1 AND user_id = ANY($2)
+        ), identities AS (
+            DELETE FROM crypto_identities WHERE bot_id = $1 AND user_id = ANY($2)
+        )
+        DELETE FROM crypto_tracked_users WHERE bot_id = $1 AND user_id = ANY($2)",
+        bot.0,
+        users,
+    )
+    .execute(conn)
     .await?;
-    Ok(forgotten.unsigned_abs())
+    Ok(())
 }

@@ -339,11 +339,13 @@ pub async fn ask_to_forget_strangers(
     let bots = sqlx::query_scalar!(
         "-- inbox.ask_to_forget_strangers
         INSERT INTO inbox (bot_id, kind, received_at, due_at)
-        SELECT DISTINCT s.bot_id, 'forget_strangers', $2::TIMESTAMPTZ, $2
-        FROM strangers s JOIN bots b USING (bot_id)
-        WHERE b.state = 'active' AND NOT EXISTS (
-            SELECT FROM inbox i WHERE i.bot_id = s.bot_id AND i.kind = 'forget_strangers'
-        )
+        SELECT bot_id, 'forget_strangers', $2::TIMESTAMPTZ, $2
+        FROM bots b
+        WHERE b.state = 'active'
+            AND EXISTS (SELECT FROM strangers(b.bot_id))
+            AND NOT EXISTS (
+                SELECT FROM inbox i WHERE i.bot_id = b.bot_id AND i.kind = 'forget_strangers'
+            )
         LIMIT $1
         RETURNING bot_id",
         limit,

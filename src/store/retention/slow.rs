@@ -86,13 +86,14 @@ async fn sweep_rooms(
     now: DateTime<Utc>,
 ) -> Result<u64, StoreError> {
     // No member and an unknown one are the same where not all are known, and where all are known too.
+    // Whoever joins meanwhile stays: that is asked again of the row as it is when it goes.
     let mut taken = sqlx::query!(
         "-- retention.former_members
         DELETE FROM room_members WHERE (room_id, user_id) IN (
             SELECT room_id, user_id FROM room_members
             WHERE membership NOT IN ('join', 'invite')
             LIMIT $1
-        )",
+        ) AND membership NOT IN ('join', 'invite')",
         batch,
     )
     .execute(&mut *conn)
