@@ -10,10 +10,9 @@
 //!    homeserver shows of the bot ([`guard`]);
 //! 4. [`undecrypted`]: room events: decrypted, logged, or parked until their key comes;
 //! 5. [`invites`]: accepted or declined by policy;
-//! 6. [`outgoing`]: whatever the machine wants sent: key uploads, key queries ([`device_keys`]),
-//!    to-device messages;
-//! 7. [`verify`]: every verification, one move on;
-//! 8. [`send`]: the outbox;
+//! 6. [`verify`]: every verification, one move on, if any is under way;
+//! 7. [`send`]: the outbox, and the room keys that it needs ([`device_keys`]);
+//! 8. [`outgoing`]: whatever else the machine wants sent: key uploads, key queries, to-device messages;
 //! 9. [`strangers`]: if asked, whom it need not know any more.
 //!
 //! A step begins with a [`Briefing`](crate::store::briefing::Briefing), read for many bots at once. What
