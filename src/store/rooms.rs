@@ -300,7 +300,7 @@ pub async fn members(
     Ok(rows.into_iter().filter_map(|id| OwnedUserId::try_from(id).ok()).collect())
 }
 
-/// At most `limit` rooms in which the user is joined or invited, and of which not all is known.
+/// At most `limit` rooms in which the user is joined, and of whose members not all are known.
 ///
 /// # Errors
 ///
@@ -315,7 +315,7 @@ pub async fn unknown(
         SELECT room_id
         FROM room_members m
         JOIN rooms r USING (room_id)
-        WHERE m.user_id = $1 AND m.membership IN ('join', 'invite') AND NOT r.members_complete
+        WHERE m.user_id = $1 AND m.membership = 'join' AND NOT r.members_complete
         LIMIT $2",
         user,
         limit,
