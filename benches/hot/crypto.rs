@@ -25,6 +25,8 @@ use crate::{
 const BATCH: usize = 50;
 /// Messages between two commits.
 const ROUND: usize = 20;
+/// Messages under one room key: a machine panics at one that is used up.
+const FRESH: u64 = 4096;
 
 #[derive(Clone, Copy)]
 enum On {
@@ -132,10 +134,14 @@ async fn decrypt(database: &Database, on: On, times: u64) -> Result<Duration> {
 
 async fn encrypt(database: &Database, on: On, times: u64) -> Result<Duration> {
     let scene = Scene::new(database, on).await?;
-    let room = new_room()?;
+    let mut room = new_room()?;
     scene.bot.room_key(&room, scene.human.machine.user_id()).await?;
     let begun = Instant::now();
     for said in 1..=times {
+        if said % FRESH == 0 {
+            room = new_room()?;
+            scene.bot.room_key(&room, scene.human.machine.user_id()).await?;
+        }
         say(&scene.bot, &room).await?;
         if said % ROUND as u64 == 0 || said == times {
             scene.commit().await?;

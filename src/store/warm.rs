@@ -51,6 +51,16 @@ impl Warm {
     }
 }
 
+impl Drop for Warm {
+    /// On its way back to the pool a connection needs a runtime, which may be gone by now.
+    fn drop(&mut self) {
+        let stack = self.stack.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for (conn, _) in stack.drain(..) {
+            drop(conn.detach());
+        }
+    }
+}
+
 impl Store {
     /// Does `work` on a connection, each statement for itself.
     ///
@@ -103,5 +113,30 @@ impl Store {
             work(tx).await
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::store::{Connection, StoreError, testing::database};
+
+    #[test]
+    fn a_connection_that_waits_outlives_the_runtime_without_harm() {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let database = runtime.block_on(async {
+            let database = database().await;
+            let ask = async |conn: &mut Connection| {
+                sqlx::query!("-- warm.tests.ask\nSELECT 1 AS one").fetch_one(conn).await?;
+                Ok::<_, StoreError>(())
+            };
+            database.store.run(ask).await.expect("asks");
+            database
+        });
+        assert!(database.store.warm.take().is_some_and(|conn| {
+            database.store.warm.put(conn);
+            true
+        }));
+        drop(runtime);
+        drop(database);
     }
 }
