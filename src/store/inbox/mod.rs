@@ -41,7 +41,7 @@ pub struct Entry {
     pub replayed: bool,
 }
 
-/// Adds entries in their order, and wakes their bots as [`queue::wake`](super::queue::wake) does, whose
+/// Adds entries in their order, and wakes their bots as [`queue::wake`] does, whose
 /// signal is the caller's to give; a room event that the bot has in its inbox already is skipped.
 ///
 /// # Errors
