@@ -13,7 +13,7 @@ use std::{
 
 use sqlx::{Connection as _, PgConnection, PgPool};
 
-use super::{Fence, PooledConnection, Store, StoreError, TRUSTED_FOR};
+use super::{PooledConnection, Store, StoreError, TRUSTED_FOR};
 
 /// How many wait here at most: the others are the pool's, for whoever holds one for longer.
 const MOST: u32 = 6;
@@ -94,23 +94,6 @@ impl Store {
             let done = work(&mut tx).await?;
             tx.commit().await?;
             Ok(done)
-        })
-        .await
-    }
-
-    /// Does `work` in a transaction in which `fence` holds.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::LeaseLost`], the work's, or the database's own.
-    pub async fn fenced<T>(
-        &self,
-        fence: Fence,
-        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        self.transaction(async |tx| {
-            fence.hold(tx).await?;
-            work(tx).await
         })
         .await
     }

@@ -26,7 +26,7 @@ use crate::{
     crypto::{RoomSettings, ShareRequests},
     homeserver::{Actor, Homeserver},
     store::{
-        Connection,
+        Connection, StoreError,
         outbox::{Outcome, OutcomeRow, Send, Sent},
         rooms,
         rooms::Room,
@@ -258,13 +258,19 @@ async fn ask_about_room(
         .unwrap_or("shared");
     let members =
         members.into_iter().map(|member| (member.user_id.to_string(), member.membership)).collect();
-    let now = step.now();
-    let answer = async |tx: &mut Connection| {
-        let encryption = encryption.as_ref();
-        rooms::answer(tx, room_id.as_str(), room.version, encryption, visibility, &members, now)
-            .await
-    };
-    Ok(step.context.store.fenced(step.fence, answer).await?)
+    let mut tx = step.context.store.begin_fenced(step.fence).await?;
+    let answered = rooms::answer(
+        &mut tx,
+        room_id.as_str(),
+        room.version,
+        encryption.as_ref(),
+        visibility,
+        &members,
+        step.now(),
+    )
+    .await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(answered)
 }
 
 /// Whoever may read the next message and does not read it in our own database.

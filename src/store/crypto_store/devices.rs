@@ -57,18 +57,14 @@ pub(super) async fn load_of_user(
 
 async fn from_database(store: &PgCryptoStore, user_id: &UserId) -> Result<Vec<(String, Vec<u8>)>> {
     store.settle(|rows| rows.devices.keys().any(|(_, user, _)| user == user_id.as_str())).await?;
-    let rows = store
-        .read(async |conn| {
-            sqlx::query!(
-                "-- crypto_store.devices.load_of_user
+    let rows = sqlx::query!(
+        "-- crypto_store.devices.load_of_user
         SELECT device_id, sealed_device FROM crypto_devices WHERE bot_id = $1 AND user_id = $2",
-                store.bot.0,
-                user_id.as_str(),
-            )
-            .fetch_all(conn)
-            .await
-        })
-        .await?;
+        store.bot.0,
+        user_id.as_str(),
+    )
+    .fetch_all(store.pool())
+    .await?;
     Ok(rows.into_iter().map(|row| (row.device_id, row.sealed_device)).collect())
 }
 
@@ -179,18 +175,14 @@ pub(super) async fn load_identity(
         store
             .settle(|rows| rows.identities.contains_key(&(store.bot, user_id.to_string())))
             .await?;
-        store
-            .read(async |conn| {
-                sqlx::query_scalar!(
-                    "-- crypto_store.devices.load_identity
+        sqlx::query_scalar!(
+            "-- crypto_store.devices.load_identity
             SELECT sealed_identity FROM crypto_identities WHERE bot_id = $1 AND user_id = $2",
-                    store.bot.0,
-                    user_id.as_str(),
-                )
-                .fetch_optional(conn)
-                .await
-            })
-            .await?
+            store.bot.0,
+            user_id.as_str(),
+        )
+        .fetch_optional(store.pool())
+        .await?
     };
     let json = sealed
         .map(|sealed| store.open_bytes(IDENTITIES, &[user_id.as_str()], &sealed))

@@ -88,21 +88,17 @@ async fn from_database(
             rows.inbound.contains_key(&key)
         })
         .await?;
-    store
-        .read(async |conn| {
-            sqlx::query_as!(
-                Row,
-                "-- crypto_store.group_sessions.load
+    Ok(sqlx::query_as!(
+        Row,
+        "-- crypto_store.group_sessions.load
         SELECT room_id, session_id, backed_up, sealed_session FROM crypto_inbound_group_sessions
         WHERE bot_id = $1 AND room_id = $2 AND session_id = $3",
-                store.bot.0,
-                room_id.as_str(),
-                session_id,
-            )
-            .fetch_optional(conn)
-            .await
-        })
-        .await
+        store.bot.0,
+        room_id.as_str(),
+        session_id,
+    )
+    .fetch_optional(store.pool())
+    .await?)
 }
 
 /// Every room key of the bot. Nothing that runs often asks for this.
@@ -165,26 +161,22 @@ pub(super) async fn load_by_device(
         .settle(|rows| rows.inbound.iter().any(|((_, _, session), row)| may_add(session, row)))
         .await?;
     loop {
-        let mut rows = store
-            .read(async |conn| {
-                sqlx::query_as!(
-                    Row,
-                    "-- crypto_store.group_sessions.load_by_device
+        let mut rows = sqlx::query_as!(
+            Row,
+            "-- crypto_store.group_sessions.load_by_device
             SELECT room_id, session_id, backed_up, sealed_session
             FROM crypto_inbound_group_sessions
             WHERE bot_id = $1 AND sender_key = $2 AND sender_data_type = $3 AND session_id > $4
             ORDER BY session_id
             FETCH FIRST $5 ROWS WITH TIES",
-                    store.bot.0,
-                    sender_key,
-                    sender_data_type,
-                    after,
-                    i64::try_from(limit).unwrap_or(i64::MAX),
-                )
-                .fetch_all(conn)
-                .await
-            })
-            .await?;
+            store.bot.0,
+            sender_key,
+            sender_data_type,
+            after,
+            i64::try_from(limit).unwrap_or(i64::MAX),
+        )
+        .fetch_all(store.pool())
+        .await?;
         let Some(last) = rows.last().map(|row| row.session_id.clone()) else {
             return Ok(Vec::new());
         };
@@ -345,19 +337,15 @@ pub(super) async fn load_outbound(
     } else {
         let key = (store.bot, room_id.to_string());
         store.settle(|rows| rows.outbound.contains_key(&key)).await?;
-        store
-            .read(async |conn| {
-                sqlx::query_scalar!(
-                    "-- crypto_store.group_sessions.load_outbound
+        sqlx::query_scalar!(
+            "-- crypto_store.group_sessions.load_outbound
             SELECT sealed_session FROM crypto_outbound_group_sessions
             WHERE bot_id = $1 AND room_id = $2",
-                    store.bot.0,
-                    room_id.as_str(),
-                )
-                .fetch_optional(conn)
-                .await
-            })
-            .await?
+            store.bot.0,
+            room_id.as_str(),
+        )
+        .fetch_optional(store.pool())
+        .await?
     };
     let Some(sealed) = sealed else { return Ok(None) };
     let pickle: PickledOutboundGroupSession = store.open(OUTBOUND, &[room_id.as_str()], &sealed)?;

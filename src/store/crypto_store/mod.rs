@@ -52,7 +52,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use matrix_sdk_crypto::olm::StaticAccountData;
 use ruma::RoomId;
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{PgPool, Postgres, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 
 use self::{cache::Cache, error::Failure};
@@ -228,14 +228,6 @@ impl PgCryptoStore {
 
     const fn pool(&self) -> &PgPool {
         self.store.pool()
-    }
-
-    /// What is read often is read on connections that are used often.
-    async fn read<T>(
-        &self,
-        query: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
-    ) -> Result<T> {
-        self.store.run(async |conn| Ok(query(conn).await?)).await
     }
 
     /// Waits for the writes before this one.

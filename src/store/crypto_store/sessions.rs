@@ -44,20 +44,16 @@ pub(super) async fn load(store: &PgCryptoStore, sender_key: &str) -> Result<Opti
 
 async fn from_database(store: &PgCryptoStore, sender_key: &str) -> Result<Vec<(String, Vec<u8>)>> {
     store.settle(|rows| rows.sessions.keys().any(|(_, key, _)| key == sender_key)).await?;
-    let rows = store
-        .read(async |conn| {
-            sqlx::query!(
-                "-- crypto_store.sessions.load
+    let rows = sqlx::query!(
+        "-- crypto_store.sessions.load
         SELECT session_id, sealed_session FROM crypto_olm_sessions
         WHERE bot_id = $1 AND sender_key = $2
         ORDER BY session_id",
-                store.bot.0,
-                sender_key,
-            )
-            .fetch_all(conn)
-            .await
-        })
-        .await?;
+        store.bot.0,
+        sender_key,
+    )
+    .fetch_all(store.pool())
+    .await?;
     Ok(rows.into_iter().map(|row| (row.session_id, row.sealed_session)).collect())
 }
 
