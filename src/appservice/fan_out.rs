@@ -28,9 +28,10 @@ use crate::{
     },
 };
 
-/// matrix-sdk-crypto keeps the pool at half of what an Olm account can hold: at or above this a count
-/// gives it nothing to do.
-const FULL_POOL: u64 = 50;
+/// At or above this many one-time keys a bot makes no others. matrix-sdk-crypto, once told of fewer,
+/// makes them fifty again; told of each one that is taken it would upload one for every first contact,
+/// and read and write the whole account for that.
+const ENOUGH_ONE_TIME_KEYS: u64 = 25;
 
 /// Writes everything that `transaction` gives to do, and wakes whom it concerns; says whether that is
 /// anybody.
@@ -117,7 +118,7 @@ async fn route_to_device(
 
 /// Whether these counts make a bot upload keys.
 fn gives_work(counts: &KeyCounts) -> bool {
-    counts.one_time_keys.is_some_and(|left| left < FULL_POOL)
+    counts.one_time_keys.is_some_and(|left| left < ENOUGH_ONE_TIME_KEYS)
         || counts.fallback_keys.as_ref().is_some_and(Vec::is_empty)
 }
 

@@ -76,8 +76,9 @@ const CRASHED: &str = "WITH wish AS (
     e AS (DELETE FROM crypto_identities WHERE user_id LIKE '@bot%')
     DELETE FROM crypto_accounts";
 
-/// How many one-time keys a bot keeps at the homeserver.
-const POOL: u64 = 50;
+/// How many one-time keys a bot has at the homeserver after it made some, and when it has to.
+const FULL: u64 = 50;
+const LOW: u64 = 20;
 
 /// As after restoring an older backup: the account counts on from where it was, and the homeserver
 /// holds other keys under those ids.
@@ -92,7 +93,7 @@ async fn one_time_keys_that_are_taken_lead_to_a_new_device() -> Result<()> {
     scene.take_one_time_keys().await?;
     unmarked(&scene.ping().await?)?;
     poll::until("new one-time keys", PATIENCE, async || {
-        Ok((scene.one_time_keys().await? >= POOL).then_some(()))
+        Ok((scene.one_time_keys().await? >= FULL).then_some(()))
     })
     .await?;
     let parts = Parts::of(scene);
@@ -172,13 +173,12 @@ impl Scene<'_> {
         answer["one_time_key_counts"]["signed_curve25519"].as_u64().context("a count")
     }
 
-    /// Takes so many of the bot's one-time keys that it has to make others, more than one of which it
-    /// may just have made.
+    /// Takes so many of the bot's one-time keys that it has to make others.
     async fn take_one_time_keys(&self) -> Result<()> {
         let wanted = json!({ "one_time_keys": {
             self.bot(): { self.device(): "signed_curve25519" }
         } });
-        while self.one_time_keys().await? > POOL - 5 {
+        while self.one_time_keys().await? > LOW {
             let taken = self.as_bot(reqwest::Method::POST, "keys/claim", &wanted).await?;
             taken.error_for_status()?;
         }
