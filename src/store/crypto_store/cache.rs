@@ -13,9 +13,9 @@ use std::{
 use hashlink::LruCache;
 use matrix_sdk_crypto::{
     DeviceData,
-    olm::{InboundGroupSession, PickledOutboundGroupSession},
+    olm::{InboundGroupSession, OutboundGroupSession},
 };
-use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId};
+use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, SecondsSinceUnixEpoch, UserId};
 
 /// How many users' devices and identities are kept.
 const USERS: usize = 128;
@@ -23,8 +23,7 @@ const USERS: usize = 128;
 const ROOM_KEYS: usize = 64;
 /// A session is not used up to its very last second: the machine stops at it.
 const MARGIN: Duration = Duration::from_secs(60);
-/// matrix-sdk-crypto's own bounds of a rotation.
-const MAX_MESSAGES: u64 = 10_000;
+/// matrix-sdk-crypto's own bound of a rotation.
 const MIN_PERIOD: Duration = Duration::from_secs(3600);
 
 /// About what a device, an identity and a room key take in memory.
@@ -45,11 +44,9 @@ pub(super) struct Cache {
     no_requests: bool,
 }
 
-/// How much of the session that a bot sends with is used up.
+/// The session that a bot sends with in a room, which is the machine's own, and when it is used up.
 struct Outbound {
-    shared: bool,
-    invalidated: bool,
-    messages_left: u64,
+    session: OutboundGroupSession,
     expires_at: SystemTime,
 }
 
@@ -80,7 +77,7 @@ impl Cache {
         self.devices.contains_key(user_id) && self.identities.contains_key(user_id)
     }
 
-    /// Whether it is here how much of a room's session is used up.
+    /// Whether a room's session is here.
     pub(super) fn has_outbound(&self, room_id: &str) -> bool {
         self.outbound.keys().any(|room| room == room_id)
     }
@@ -157,27 +154,28 @@ impl Cache {
         self.inbound.clear();
     }
 
-    /// Notes how much of a session for sending is used up.
-    pub(super) fn note_outbound(&mut self, pickle: &PickledOutboundGroupSession) {
-        let limit = pickle.settings.rotation_period_msgs.clamp(1, MAX_MESSAGES);
-        let created =
-            SystemTime::UNIX_EPOCH + Duration::from_secs(pickle.creation_time.get().into());
-        let outbound = Outbound {
-            shared: pickle.shared,
-            invalidated: pickle.invalidated,
-            messages_left: limit.saturating_sub(pickle.message_count),
-            expires_at: created + pickle.settings.rotation_period.max(MIN_PERIOD) - MARGIN,
-        };
-        self.outbound.insert(pickle.room_id.clone(), outbound);
+    /// Keeps the session that the machine sends with in a room.
+    pub(super) fn keep_outbound(
+        &mut self,
+        session: &OutboundGroupSession,
+        created_at: SecondsSinceUnixEpoch,
+    ) {
+        let created_at = SystemTime::UNIX_EPOCH + Duration::from_secs(created_at.get().into());
+        let expires_at = created_at + session.settings().rotation_period.max(MIN_PERIOD) - MARGIN;
+        let outbound = Outbound { session: session.clone(), expires_at };
+        self.outbound.insert(session.room_id().to_owned(), outbound);
+    }
+
+    /// Whether this very session is here.
+    pub(super) fn knows_outbound(&self, session: &OutboundGroupSession) -> bool {
+        let known = self.outbound.get(session.room_id());
+        known.is_some_and(|known| known.session.session_id() == session.session_id())
     }
 
     /// Whether a message can be encrypted for this room without looking at the session first.
     pub(super) fn may_encrypt(&self, room_id: &RoomId, now: SystemTime) -> bool {
-        self.outbound.get(room_id).is_some_and(|session| {
-            session.shared
-                && !session.invalidated
-                && session.messages_left > 0
-                && now < session.expires_at
+        self.outbound.get(room_id).is_some_and(|Outbound { session, expires_at }| {
+            session.shared() && !session.invalidated() && !session.expired() && now < *expires_at
         })
     }
 

@@ -38,10 +38,9 @@ pub(super) async fn save(store: &PgCryptoStore, changes: Changes) -> Result<()> 
             .into_iter()
             .map(|hash| ((store.bot, hash.sender_key, hash.hash), now))
             .collect(),
-        outbound: group_sessions::prepare_outbound(store, changes.outbound_group_sessions).await?,
         ..CryptoRows::default()
     };
-    turn.gather(rows).await
+    turn.gather_with(rows, changes.outbound_group_sessions).await
 }
 
 /// The Olm account.

@@ -1,12 +1,12 @@
 //! `crypto_inbound_group_sessions` and `crypto_outbound_group_sessions`: room keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use matrix_sdk_crypto::olm::{
     InboundGroupSession, OutboundGroupSession, PickledInboundGroupSession,
     PickledOutboundGroupSession, SenderDataType,
 };
-use ruma::RoomId;
+use ruma::{OwnedRoomId, RoomId};
 use tracing::warn;
 use vodozemac::Curve25519PublicKey;
 
@@ -183,7 +183,7 @@ pub(super) async fn load_by_device(
         let turn = store.turn().await;
         rows.retain(|row| {
             let key = (store.bot, row.room_id.clone(), row.session_id.clone());
-            !turn.gathered.inbound.contains_key(&key)
+            !turn.gathered.rows.inbound.contains_key(&key)
         });
         drop(turn);
         if !rows.is_empty() {
@@ -335,8 +335,7 @@ pub(super) async fn load_outbound(
     let sealed = if let Some(sealed) = prefetched {
         sealed
     } else {
-        let key = (store.bot, room_id.to_string());
-        store.settle(|rows| rows.outbound.contains_key(&key)).await?;
+        store.settle_outbound(room_id).await?;
         sqlx::query_scalar!(
             "-- crypto_store.group_sessions.load_outbound
             SELECT sealed_session FROM crypto_outbound_group_sessions
@@ -349,25 +348,33 @@ pub(super) async fn load_outbound(
     };
     let Some(sealed) = sealed else { return Ok(None) };
     let pickle: PickledOutboundGroupSession = store.open(OUTBOUND, &[room_id.as_str()], &sealed)?;
-    store.cache().note_outbound(&pickle);
+    let created_at = pickle.creation_time;
     let account = store.static_account().await?;
-    OutboundGroupSession::from_pickle(account.device_id, account.identity_keys, pickle)
-        .map(Some)
-        .map_err(|_| PgCryptoStoreError::Pickle(OUTBOUND))
+    let session =
+        OutboundGroupSession::from_pickle(account.device_id, account.identity_keys, pickle)
+            .map_err(|_| PgCryptoStoreError::Pickle(OUTBOUND))?;
+    store.cache().keep_outbound(&session, created_at);
+    Ok(Some(session))
 }
 
-/// Pickles and seals; notes how much of each session is used up.
+/// Remembers a session that the machine sends with.
+pub(super) async fn note_outbound(store: &PgCryptoStore, session: &OutboundGroupSession) {
+    if !store.cache().knows_outbound(session) {
+        let created_at = session.pickle().await.creation_time;
+        store.cache().keep_outbound(session, created_at);
+    }
+}
+
+/// Pickles and seals.
 pub(super) async fn prepare_outbound(
     store: &PgCryptoStore,
-    sessions: Vec<OutboundGroupSession>,
+    sessions: HashMap<OwnedRoomId, OutboundGroupSession>,
 ) -> Result<OutboundRows> {
     let mut rows = OutboundRows::new();
-    for session in sessions {
-        let room_id = session.room_id().as_str().to_owned();
+    for (room_id, session) in sessions {
         let pickle = session.pickle().await;
-        store.cache().note_outbound(&pickle);
-        let sealed = store.seal(OUTBOUND, &[&room_id], &pickle)?;
-        rows.insert((store.bot, room_id), sealed);
+        let sealed = store.seal(OUTBOUND, &[room_id.as_str()], &pickle)?;
+        rows.insert((store.bot, room_id.into()), sealed);
     }
     Ok(rows)
 }

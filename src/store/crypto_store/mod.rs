@@ -44,14 +44,15 @@ mod users;
 mod values;
 
 use std::{
+    collections::HashMap,
     fmt,
     sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, OnceLock, PoisonError, RwLock},
     time::SystemTime,
 };
 
 use chrono::{DateTime, Utc};
-use matrix_sdk_crypto::olm::StaticAccountData;
-use ruma::RoomId;
+use matrix_sdk_crypto::olm::{OutboundGroupSession, StaticAccountData};
+use ruma::{OwnedRoomId, RoomId};
 use sqlx::{PgPool, Postgres, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -81,6 +82,24 @@ enum Writer {
     Unfenced,
 }
 
+/// What was saved and is not written yet.
+#[derive(Default)]
+struct Gathered {
+    rows: CryptoRows,
+    /// The sessions that the bot sends with. Each message changes one of them, and so they are pickled
+    /// when they are written, as they are by then.
+    outbound: HashMap<OwnedRoomId, OutboundGroupSession>,
+}
+
+impl Gathered {
+    /// All of it, as rows; nothing is left.
+    async fn take(&mut self, store: &PgCryptoStore) -> Result<CryptoRows> {
+        let Self { mut rows, outbound } = std::mem::take(self);
+        rows.outbound = group_sessions::prepare_outbound(store, outbound).await?;
+        Ok(rows)
+    }
+}
+
 /// One bot's crypto store; clones are the same store.
 ///
 /// Have one per bot and process: the turns that keep an older pickle from overwriting a newer one, and
@@ -94,7 +113,7 @@ pub struct PgCryptoStore {
     /// Who we are, which sessions need when they are loaded; known once the account is.
     account: Arc<RwLock<Option<StaticAccountData>>>,
     /// Whose turn it is to write, and what was gathered and not written yet.
-    gathered: Arc<Mutex<CryptoRows>>,
+    gathered: Arc<Mutex<Gathered>>,
     gathers: bool,
     cache: Arc<StdMutex<Cache>>,
     prefetched: Arc<StdMutex<Prefetched>>,
@@ -163,7 +182,7 @@ impl PgCryptoStore {
     pub async fn take_gathered(&self) -> Result<CryptoRows> {
         match self.failure.get() {
             Some(failure) => Err(failure.again()),
-            None => Ok(std::mem::take(&mut *self.gathered.lock().await)),
+            None => self.gathered.lock().await.take(self).await,
         }
     }
 
@@ -201,10 +220,14 @@ impl PgCryptoStore {
     /// Writes what was gathered if that `touches` what is about to be read.
     async fn settle(&self, touches: impl FnOnce(&CryptoRows) -> bool) -> Result<()> {
         let turn = self.turn().await;
-        if !touches(&turn.gathered) {
-            return Ok(());
-        }
-        turn.write().await?.commit().await
+        if touches(&turn.gathered.rows) { turn.write().await?.commit().await } else { Ok(()) }
+    }
+
+    /// [`PgCryptoStore::settle`] for the session that the bot sends with in a room.
+    async fn settle_outbound(&self, room_id: &RoomId) -> Result<()> {
+        let turn = self.turn().await;
+        let touched = turn.gathered.outbound.contains_key(room_id);
+        if touched { turn.write().await?.commit().await } else { Ok(()) }
     }
 
     /// Who we are, if the account was loaded or saved through this store.
@@ -240,17 +263,30 @@ impl PgCryptoStore {
 /// that was pickled before somebody else's write and written after it would go back in time.
 struct Turn<'a> {
     store: &'a PgCryptoStore,
-    gathered: MutexGuard<'a, CryptoRows>,
+    gathered: MutexGuard<'a, Gathered>,
 }
 
 impl<'a> Turn<'a> {
     /// Gathers rows, or writes them at once if the store does not gather.
-    async fn gather(mut self, rows: CryptoRows) -> Result<()> {
-        if rows.is_empty() {
+    async fn gather(self, rows: CryptoRows) -> Result<()> {
+        self.gather_with(rows, Vec::new()).await
+    }
+
+    /// [`Turn::gather`] with sessions that the bot sends with.
+    async fn gather_with(
+        mut self,
+        rows: CryptoRows,
+        outbound: Vec<OutboundGroupSession>,
+    ) -> Result<()> {
+        if rows.is_empty() && outbound.is_empty() {
             return Ok(());
         }
-        self.store.prefetched().forget(&rows);
-        self.gathered.merge(rows);
+        self.store.prefetched().forget(&rows, &outbound);
+        self.gathered.rows.merge(rows);
+        for session in outbound {
+            group_sessions::note_outbound(self.store, &session).await;
+            self.gathered.outbound.insert(session.room_id().to_owned(), session);
+        }
         if self.store.gathers {
             return Ok(());
         }
@@ -266,7 +302,7 @@ impl<'a> Turn<'a> {
     /// Begins the write of what was gathered.
     async fn write(mut self) -> Result<Write<'a>> {
         // Written or not, it is not here any more: after a failure the machine is thrown away.
-        let gathered = std::mem::take(&mut *self.gathered);
+        let gathered = self.gathered.take(self.store).await?;
         let mut tx = match self.store.writer {
             // A lease on another shard gives no right to this bot.
             Writer::Fenced(fence) if self.store.bot.0 % SHARDS != i64::from(fence.shard) => {
@@ -287,7 +323,7 @@ struct Write<'a> {
     tx: Transaction<'static, Postgres>,
     bot: BotId,
     now: DateTime<Utc>,
-    _turn: MutexGuard<'a, CryptoRows>,
+    _turn: MutexGuard<'a, Gathered>,
 }
 
 impl Write<'_> {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use matrix_sdk_crypto::olm::OutboundGroupSession;
 use sqlx::PgConnection;
 
 use super::{PgCryptoStore, group_sessions::Row as InboundRow, rows::CryptoRows};
@@ -91,8 +92,8 @@ impl Prefetched {
         self.account.is_some()
     }
 
-    /// Forgets whatever `rows` change.
-    pub(super) fn forget(&mut self, rows: &CryptoRows) {
+    /// Forgets whatever `rows` and `outbound` change.
+    pub(super) fn forget(&mut self, rows: &CryptoRows, outbound: &[OutboundGroupSession]) {
         if !rows.accounts.is_empty() {
             self.account = None;
         }
@@ -111,8 +112,8 @@ impl Prefetched {
         for (_, sender_key, _) in rows.sessions.keys() {
             self.sessions.remove(sender_key);
         }
-        for (_, room) in rows.outbound.keys() {
-            self.outbound.remove(room);
+        for session in outbound {
+            self.outbound.remove(session.room_id().as_str());
         }
         for (_, room, session) in rows.inbound.keys() {
             self.inbound.remove(&(room.clone(), session.clone()));
