@@ -22,6 +22,9 @@ const TABLE: &str = "device_lists";
 /// lose that, too.
 const TRUSTED_FOR: Duration = Duration::hours(24);
 
+/// For so long after it was asked a question may be of a bot whose tracking is not committed yet.
+const JUST_ASKED: Duration = Duration::hours(1);
+
 /// Notes that the devices of these users changed; those that no bot tracks are left out.
 ///
 /// # Errors
@@ -100,20 +103,27 @@ pub async fn expire(
     Ok(expired.rows_affected())
 }
 
-/// Forgets at most `limit` users whom no bot tracks any more. Returns how many.
+/// Forgets at most `limit` users whom no bot tracks any more, unless somebody has asked about them just
+/// now, and may be about to. Returns how many.
 ///
 /// # Errors
 ///
 /// The database's own.
-pub async fn forget_untracked(conn: &mut PgConnection, limit: i64) -> Result<u64, StoreError> {
+pub async fn forget_untracked(
+    conn: &mut PgConnection,
+    limit: i64,
+    now: DateTime<Utc>,
+) -> Result<u64, StoreError> {
     let forgotten = sqlx::query!(
         "-- device_lists.forget_untracked
         DELETE FROM device_lists WHERE user_id = ANY (ARRAY(
             SELECT user_id FROM device_lists d
             WHERE NOT EXISTS (SELECT FROM crypto_tracked_users t WHERE t.user_id = d.user_id)
+                AND COALESCE(fetched_at < $2, TRUE)
             LIMIT $1
         ))",
         limit,
+        now - JUST_ASKED,
     )
     .execute(conn)
     .await?;
@@ -183,7 +193,8 @@ pub struct Known {
     pub answer: Option<Value>,
 }
 
-/// What is known of these users; those that no bot tracks are left out.
+/// What is known of these users; those of whom nothing is are left out. From now on their changes are
+/// noted, whether or not a bot is known yet to track them: to be called before the homeserver is asked.
 ///
 /// # Errors
 ///
@@ -192,13 +203,21 @@ pub async fn known(
     conn: &mut PgConnection,
     sealer: &Sealer,
     users: &[String],
+    now: DateTime<Utc>,
 ) -> Result<Vec<Known>, StoreError> {
     let rows = sqlx::query!(
         r#"-- device_lists.known
+        WITH watched AS (
+            INSERT INTO device_lists (user_id, fetched_at)
+            SELECT user_id, $2 FROM UNNEST($1::TEXT[]) AS u (user_id)
+            ORDER BY user_id
+            ON CONFLICT (user_id) DO NOTHING
+        )
         SELECT user_id, changed, fetched IS NOT DISTINCT FROM changed AS "good!", sealed_answer
         FROM device_lists
         WHERE user_id = ANY($1)"#,
         users,
+        now,
     )
     .fetch_all(conn)
     .await?;

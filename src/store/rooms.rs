@@ -12,7 +12,7 @@ use ruma::{OwnedRoomId, OwnedUserId};
 use serde_json::Value;
 use sqlx::PgConnection;
 
-use super::StoreError;
+use super::{Fence, StoreError};
 use crate::model::BotId;
 
 /// A change that an event told.
@@ -217,13 +217,14 @@ pub async fn load_many(
 }
 
 /// What the homeserver answered about a room, and what is known of it then. Not written, and nothing
-/// returned, if an event has told something newer since `version`.
+/// returned, if an event has told something newer since `version`, or `fence` does not hold any more.
 ///
 /// # Errors
 ///
 /// The database's own.
 pub async fn answer(
     conn: &mut PgConnection,
+    fence: Fence,
     room: &str,
     version: i64,
     encryption: Option<&Value>,
@@ -236,12 +237,14 @@ pub async fn answer(
     Ok(sqlx::query_as!(
         Room,
         "-- rooms.answer
-        WITH answered AS (
+        WITH held AS (
+            SELECT FROM shards WHERE shard = $8 AND fence = $9 AND owner = $10 FOR SHARE
+        ), answered AS (
             INSERT INTO rooms (
                 room_id, encryption, encryption_checked, history_visibility, members_complete,
                 version, updated_at
             )
-            VALUES ($1, $2, TRUE, $3, TRUE, 1, $5)
+            SELECT $1, $2, TRUE, $3, TRUE, 1, $5 FROM held
             ON CONFLICT (room_id) DO UPDATE
             SET encryption = COALESCE(EXCLUDED.encryption, rooms.encryption),
                 encryption_checked = TRUE,
@@ -271,6 +274,9 @@ pub async fn answer(
         now,
         &users,
         &memberships,
+        fence.shard,
+        fence.number,
+        fence.owner,
     )
     .fetch_optional(conn)
     .await?)

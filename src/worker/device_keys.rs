@@ -109,16 +109,13 @@ async fn about_others(
     Ok(())
 }
 
-async fn known(
-    step: &mut Step<'_>,
-    users: &BTreeSet<OwnedUserId>,
-) -> Result<Vec<Known>, StepError> {
+/// That their changes are noted is committed before anybody is asked; that this bot tracks them may come
+/// later, because it looks for changes since this step began.
+async fn known(step: &Step<'_>, users: &BTreeSet<OwnedUserId>) -> Result<Vec<Known>, StepError> {
     let users: Vec<String> = users.iter().map(ToString::to_string).collect();
-    // That the bot tracks them is committed before anybody is asked.
-    step.commit().await?;
-    let store = &step.context.store;
+    let (store, now) = (&step.context.store, step.now());
     let known =
-        async |conn: &mut Connection| device_lists::known(conn, store.sealer(), &users).await;
+        async |conn: &mut Connection| device_lists::known(conn, store.sealer(), &users, now).await;
     Ok(store.run(known).await?)
 }
 

@@ -26,7 +26,7 @@ use crate::{
     crypto::{RoomSettings, ShareRequests},
     homeserver::{Actor, Homeserver},
     store::{
-        Connection, StoreError,
+        Connection,
         outbox::{Outcome, OutcomeRow, Send, Sent},
         rooms,
         rooms::Room,
@@ -258,19 +258,13 @@ async fn ask_about_room(
         .unwrap_or("shared");
     let members =
         members.into_iter().map(|member| (member.user_id.to_string(), member.membership)).collect();
-    let mut tx = step.context.store.begin_fenced(step.fence).await?;
-    let answered = rooms::answer(
-        &mut tx,
-        room_id.as_str(),
-        room.version,
-        encryption.as_ref(),
-        visibility,
-        &members,
-        step.now(),
-    )
-    .await?;
-    tx.commit().await.map_err(StoreError::from)?;
-    Ok(answered)
+    let (fence, now) = (step.fence, step.now());
+    let answer = async |conn: &mut Connection| {
+        let (room_id, version) = (room_id.as_str(), room.version);
+        let encryption = encryption.as_ref();
+        rooms::answer(conn, fence, room_id, version, encryption, visibility, &members, now).await
+    };
+    Ok(step.context.store.run(answer).await?)
 }
 
 /// Whoever may read the next message and does not read it in our own database.

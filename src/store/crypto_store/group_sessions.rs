@@ -140,7 +140,9 @@ pub(super) async fn load_by_room(
 /// The next keys that one device made and whose sender is known as well as `sender_data_type` says.
 ///
 /// The caller goes on after the last session id. Should a device have used one session in several
-/// rooms, all of them come with the batch, even beyond `limit`: none may be passed over.
+/// rooms, all of them come with the batch, even beyond `limit`: none may be passed over. The caller
+/// asks often, while it saves each batch as better known, and mostly for one key that has just come: so
+/// what is gathered is looked through, and not written first.
 pub(super) async fn load_by_device(
     store: &PgCryptoStore,
     sender_key: Curve25519PublicKey,
@@ -148,56 +150,77 @@ pub(super) async fn load_by_device(
     after: Option<String>,
     limit: usize,
 ) -> Result<Vec<InboundGroupSession>> {
-    let (sender_key, sender_data_type) = (sender_key.to_base64(), sender_data_type as i16);
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let device = (sender_key.to_base64(), sender_data_type as i16);
     let mut after = after.unwrap_or_default();
-    // A key that was saved as better known, as the caller does with each batch, is none of these any
-    // more, and need not be written to know that.
-    let may_add = |session: &str, row: &InboundRow| {
-        row.sender_key == sender_key
-            && row.sender_data_type == sender_data_type
-            && *session > *after
-    };
-    store
-        .settle(|rows| rows.inbound.iter().any(|((_, _, session), row)| may_add(session, row)))
-        .await?;
+    let mut turn = store.turn().await;
     loop {
-        let mut rows = sqlx::query_as!(
-            Row,
-            "-- crypto_store.group_sessions.load_by_device
-            SELECT room_id, session_id, backed_up, sealed_session
-            FROM crypto_inbound_group_sessions
-            WHERE bot_id = $1 AND sender_key = $2 AND sender_data_type = $3 AND session_id > $4
-            ORDER BY session_id
-            FETCH FIRST $5 ROWS WITH TIES",
-            store.bot.0,
-            sender_key,
-            sender_data_type,
-            after,
-            i64::try_from(limit).unwrap_or(i64::MAX),
-        )
-        .fetch_all(store.pool())
-        .await?;
-        let Some(last) = rows.last().map(|row| row.session_id.clone()) else {
-            return Ok(Vec::new());
-        };
-        let turn = store.turn().await;
+        let mut last = None;
+        let mut rows = Vec::new();
+        if !turn.gathered.read_to_end.get(&device).is_some_and(|end| *end <= after) {
+            rows = page_of_device(store, &device, &after, limit).await?;
+            let full = i64::try_from(rows.len()).is_ok_and(|rows| rows >= limit);
+            last = rows.last().map(|row| row.session_id.clone());
+            if !full {
+                let end = last.take().unwrap_or_else(|| after.clone());
+                turn.gathered.read_to_end.insert(device.clone(), end);
+            }
+        }
+        let gathered = &turn.gathered.rows.inbound;
         rows.retain(|row| {
             let key = (store.bot, row.room_id.clone(), row.session_id.clone());
-            !turn.gathered.rows.inbound.contains_key(&key)
+            !gathered.contains_key(&key)
         });
-        drop(turn);
-        if !rows.is_empty() {
-            return open_all(store, &rows);
+        let page =
+            |session: &String| *session > after && last.as_ref().is_none_or(|l| session <= l);
+        rows.extend(gathered.iter().filter_map(|((_, room_id, session_id), row)| {
+            (row.device == device && page(session_id)).then(|| Row {
+                room_id: room_id.clone(),
+                session_id: session_id.clone(),
+                backed_up: row.backed_up,
+                sealed_session: row.sealed.clone(),
+            })
+        }));
+        match last {
+            // All on this page are known better by now.
+            Some(last) if rows.is_empty() => after = last,
+            _ => {
+                rows.sort_unstable_by(|a, b| a.session_id.cmp(&b.session_id));
+                return open_all(store, &rows);
+            }
         }
-        after = last;
     }
+}
+
+async fn page_of_device(
+    store: &PgCryptoStore,
+    (sender_key, sender_data_type): &(String, i16),
+    after: &str,
+    limit: i64,
+) -> Result<Vec<Row>> {
+    Ok(sqlx::query_as!(
+        Row,
+        "-- crypto_store.group_sessions.load_by_device
+        SELECT room_id, session_id, backed_up, sealed_session
+        FROM crypto_inbound_group_sessions
+        WHERE bot_id = $1 AND sender_key = $2 AND sender_data_type = $3 AND session_id > $4
+        ORDER BY session_id
+        FETCH FIRST $5 ROWS WITH TIES",
+        store.bot.0,
+        sender_key,
+        sender_data_type,
+        after,
+        limit,
+    )
+    .fetch_all(store.pool())
+    .await?)
 }
 
 /// What a room key is stored with.
 #[derive(Clone, Debug)]
 pub(super) struct InboundRow {
-    sender_key: String,
-    sender_data_type: i16,
+    /// The device's Curve25519 key, and how well it is known.
+    device: (String, i16),
     backed_up: bool,
     sealed: Vec<u8>,
 }
@@ -236,8 +259,7 @@ pub(super) async fn prepare_inbound(
         let session_id = session.session_id().to_owned();
         let pickle = session.pickle().await;
         let row = InboundRow {
-            sender_key: session.sender_key().to_base64(),
-            sender_data_type: session.sender_data_type() as i16,
+            device: (session.sender_key().to_base64(), session.sender_data_type() as i16),
             backed_up: pickle.backed_up,
             sealed: store.seal(INBOUND, &[&room_id, &session_id], &pickle)?,
         };
@@ -261,10 +283,11 @@ pub(super) async fn save_inbound(
     let (keys, rows): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
     let (bots, room_ids, session_ids): (Vec<_>, Vec<_>, Vec<_>) =
         keys.into_iter().map(|(bot, room_id, id)| (bot.0, room_id, id)).collect();
-    let sender_data_types: Vec<_> = rows.iter().map(|row| row.sender_data_type).collect();
     let backed_up: Vec<_> = rows.iter().map(|row| row.backed_up).collect();
-    let (sender_keys, sealed): (Vec<_>, Vec<_>) =
-        rows.into_iter().map(|row| (row.sender_key, row.sealed)).unzip();
+    let (sender_keys, sender_data_types, sealed): (Vec<_>, Vec<_>, Vec<_>) = rows
+        .into_iter()
+        .map(|InboundRow { device: (key, known), sealed, .. }| (key, known, sealed))
+        .collect();
     sqlx::query!(
         "-- crypto_store.group_sessions.save_inbound
         INSERT INTO crypto_inbound_group_sessions AS s (

@@ -89,12 +89,14 @@ struct Gathered {
     /// The sessions that the bot sends with. Each message changes one of them, and so they are pickled
     /// when they are written, as they are by then.
     outbound: HashMap<OwnedRoomId, OutboundGroupSession>,
+    /// The last stored session of each device that was asked about, as long as nothing is written.
+    read_to_end: HashMap<(String, i16), String>,
 }
 
 impl Gathered {
     /// All of it, as rows; nothing is left.
     async fn take(&mut self, store: &PgCryptoStore) -> Result<CryptoRows> {
-        let Self { mut rows, outbound } = std::mem::take(self);
+        let Self { mut rows, outbound, .. } = std::mem::take(self);
         rows.outbound = group_sessions::prepare_outbound(store, outbound).await?;
         Ok(rows)
     }

@@ -31,7 +31,7 @@ async fn forget_strangers(
     let mut tx = conn.begin().await?;
     let asked = inbox::ask_to_forget_strangers(&mut tx, batch, now).await?;
     tx.commit().await?;
-    Ok(asked + device_lists::forget_untracked(conn, batch).await?)
+    Ok(asked + device_lists::forget_untracked(conn, batch, now).await?)
 }
 
 /// The inbox of bots that cannot work, sent messages, and codes.

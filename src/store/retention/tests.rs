@@ -305,7 +305,16 @@ async fn strangers_are_forgotten_by_their_bot_and_companions_are_not() {
         assert_eq!(database.text(&known).await, "@bot_a:x @invited:x @joined:x @verified:x");
     }
     assert_eq!(count(&database, "crypto_identities").await, "3");
+    // A bot is about to track them.
+    device_lists::known(
+        &mut conn,
+        database.store.sealer(),
+        &["@asked:x".to_owned(), "@joined:x".to_owned()],
+        Clock::system().now(),
+    )
+    .await
+    .expect("looks");
     sweep_all(&database).await;
     let heard_of = "SELECT STRING_AGG(user_id, ' ' ORDER BY user_id) FROM device_lists";
-    assert_eq!(database.text(heard_of).await, "@invited:x @joined:x @verified:x");
+    assert_eq!(database.text(heard_of).await, "@asked:x @invited:x @joined:x @verified:x");
 }
