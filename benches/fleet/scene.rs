@@ -147,7 +147,8 @@ impl Scene {
         limit: Option<Duration>,
     ) -> Result<Outcome> {
         let total = course.pings.len();
-        let before = self.read().await?;
+        let (pid, database) = (self.contestant.pid(), self.contestant.database.as_deref());
+        let before = self.cluster.read_before(pid, database).await?;
         let begun = Instant::now();
         self.homeserver.with(|state| {
             state.course = course;
@@ -164,7 +165,7 @@ impl Scene {
             end = Some(Instant::now());
         }
         self.answered().await?;
-        let after = self.read().await?;
+        let after = self.cluster.read_after(pid, database).await?;
         let course = self.homeserver.with(|state| std::mem::take(&mut state.course));
         let last = course.pings.iter().filter_map(|ping| ping.answered).max();
         let last = last.context("nothing was answered")?;
@@ -207,10 +208,6 @@ impl Scene {
             let (answered, asked) = self.homeserver.with(|s| (s.course.answered, s.course.next));
             format!("{answered} of {asked} answered\n{}", self.contestant.log_tail())
         })
-    }
-
-    async fn read(&self) -> Result<crate::usage::Reading> {
-        self.cluster.read(self.contestant.pid(), self.contestant.database.as_deref()).await
     }
 
     /// Decrypts a sample of the answers, as the humans who asked. An answer that nobody can read, or

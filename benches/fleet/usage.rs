@@ -5,6 +5,7 @@ use std::{collections::HashMap, fs, time::Duration};
 
 use anyhow::{Context as _, Result};
 use sqlx::{Connection as _, PgConnection};
+use tokio::sync::Mutex;
 
 /// Ticks of the kernel's accounting: Linux shows user space 100 a second on every machine.
 const TICK: Duration = Duration::from_millis(10);
@@ -13,6 +14,8 @@ const TICK: Duration = Duration::from_millis(10);
 pub struct Cluster {
     pub url: url::Url,
     postmaster: u32,
+    /// What readings are taken with: a new connection costs as much as some messages.
+    conn: Mutex<PgConnection>,
 }
 
 /// A reading; the difference of two is what something cost.
@@ -52,7 +55,7 @@ impl Cluster {
             .await?;
         let pid = file.lines().next().unwrap_or_default();
         let postmaster = pid.trim().parse().context("postmaster.pid")?;
-        Ok(Self { url, postmaster })
+        Ok(Self { url, postmaster, conn: Mutex::new(conn) })
     }
 
     pub async fn connect(&self) -> Result<PgConnection> {
@@ -90,30 +93,43 @@ impl Cluster {
             .await?)
     }
 
-    /// What `pid` and, if it has one, its database have cost so far.
-    pub async fn read(&self, pid: u32, database: Option<&str>) -> Result<Reading> {
-        let own = processor_time(pid)?;
-        let Some(database) = database else {
-            return Ok(Reading { own, postgres: Duration::ZERO, statements: 0, lsn: None });
-        };
-        let postgres = TICK * self.ticks()?;
-        let (statements, lsn): (i64, String) = sqlx::query_as(
+    /// What `pid` and, if it has one, its database have cost so far: before something is measured.
+    pub async fn read_before(&self, pid: u32, database: Option<&str>) -> Result<Reading> {
+        let (statements, lsn) = self.written(database).await?;
+        let (own, postgres) = self.times(pid, database)?;
+        Ok(Reading { own, postgres, statements, lsn })
+    }
+
+    /// [`Cluster::read_before`], after it was: neither reading is part of what lies between them.
+    pub async fn read_after(&self, pid: u32, database: Option<&str>) -> Result<Reading> {
+        let (own, postgres) = self.times(pid, database)?;
+        let (statements, lsn) = self.written(database).await?;
+        Ok(Reading { own, postgres, statements, lsn })
+    }
+
+    fn times(&self, pid: u32, database: Option<&str>) -> Result<(Duration, Duration)> {
+        let postgres = if database.is_some() { self.ticks()? } else { 0 };
+        Ok((processor_time(pid)?, TICK * postgres))
+    }
+
+    /// Statements so far, and where the write-ahead log ends.
+    async fn written(&self, database: Option<&str>) -> Result<(i64, Option<String>)> {
+        let Some(database) = database else { return Ok((0, None)) };
+        Ok(sqlx::query_as(
             "SELECT COALESCE((
                 SELECT SUM(calls)::BIGINT FROM pg_stat_statements AS s
                 JOIN pg_database AS d ON d.oid = s.dbid WHERE d.datname = $1
             ), 0), pg_current_wal_flush_lsn()::TEXT",
         )
         .bind(database)
-        .fetch_one(&mut self.connect().await?)
-        .await?;
-        Ok(Reading { own, postgres, statements, lsn: Some(lsn) })
+        .fetch_one(&mut *self.conn.lock().await)
+        .await?)
     }
 
     /// What lies between two readings.
     pub async fn cost(&self, from: &Reading, to: &Reading) -> Result<Cost> {
         let mut commits = 0;
         if let (Some(from), Some(to)) = (&from.lsn, &to.lsn) {
-            let mut conn = self.connect().await?;
             commits = sqlx::query_scalar(
                 "SELECT COALESCE(SUM(count), 0)::BIGINT
                 FROM pg_get_wal_stats($1::PG_LSN, $2::PG_LSN, TRUE)
@@ -121,7 +137,7 @@ impl Cluster {
             )
             .bind(from)
             .bind(to)
-            .fetch_one(&mut conn)
+            .fetch_one(&mut *self.conn.lock().await)
             .await?;
         }
         Ok(Cost {

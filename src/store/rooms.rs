@@ -216,7 +216,18 @@ pub async fn load_many(
         .collect())
 }
 
-/// What the homeserver answered about a room, and what is known of it then. Not written, and nothing
+/// What the homeserver answered about a room.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Content of `m.room.encryption`, if there is one.
+    pub encryption: Option<Value>,
+    /// As in `m.room.history_visibility`.
+    pub history_visibility: String,
+    /// Everybody's membership.
+    pub members: BTreeMap<String, String>,
+}
+
+/// Writes what the homeserver answered about a room, and tells what is known of it then. Not written, and nothing
 /// returned, if an event has told something newer since `version`, or `fence` does not hold any more.
 ///
 /// # Errors
@@ -227,13 +238,11 @@ pub async fn answer(
     fence: Fence,
     room: &str,
     version: i64,
-    encryption: Option<&Value>,
-    history_visibility: &str,
-    members: &BTreeMap<String, String>,
+    answer: &Answer,
     now: DateTime<Utc>,
 ) -> Result<Option<Room>, StoreError> {
     let (users, memberships): (Vec<_>, Vec<_>) =
-        members.iter().map(|(user, membership)| (user.clone(), membership.clone())).unzip();
+        answer.members.iter().map(|(user, membership)| (user.clone(), membership.clone())).unzip();
     Ok(sqlx::query_as!(
         Room,
         "-- rooms.answer
@@ -268,8 +277,8 @@ pub async fn answer(
         SELECT encryption, encryption_checked, history_visibility, members_complete, version
         FROM answered",
         room,
-        encryption,
-        history_visibility,
+        answer.encryption,
+        answer.history_visibility,
         version,
         now,
         &users,

@@ -252,17 +252,16 @@ async fn ask_about_room(
         homeserver.state(&step.actor, room_id, "m.room.history_visibility"),
         homeserver.members(&step.actor, room_id),
     )?;
-    let visibility = visibility
-        .as_ref()
-        .and_then(|content| content.get("history_visibility")?.as_str())
-        .unwrap_or("shared");
-    let members =
-        members.into_iter().map(|member| (member.user_id.to_string(), member.membership)).collect();
+    let visibility = visibility.as_ref().and_then(|it| it.get("history_visibility")?.as_str());
+    let members = members.into_iter().map(|member| (member.user_id.to_string(), member.membership));
+    let told = rooms::Answer {
+        encryption,
+        history_visibility: visibility.unwrap_or("shared").to_owned(),
+        members: members.collect(),
+    };
     let (fence, now) = (step.fence, step.now());
     let answer = async |conn: &mut Connection| {
-        let (room_id, version) = (room_id.as_str(), room.version);
-        let encryption = encryption.as_ref();
-        rooms::answer(conn, fence, room_id, version, encryption, visibility, &members, now).await
+        rooms::answer(conn, fence, room_id.as_str(), room.version, &told, now).await
     };
     Ok(step.context.store.run(answer).await?)
 }

@@ -1,22 +1,18 @@
-//! `crypto_inbound_group_sessions` and `crypto_outbound_group_sessions`: room keys.
+//! `crypto_inbound_group_sessions`: the room keys that a bot has.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use matrix_sdk_crypto::olm::{
-    InboundGroupSession, OutboundGroupSession, PickledInboundGroupSession,
-    PickledOutboundGroupSession, SenderDataType,
-};
-use ruma::{OwnedRoomId, RoomId};
+use matrix_sdk_crypto::olm::{InboundGroupSession, PickledInboundGroupSession, SenderDataType};
+use ruma::RoomId;
 use tracing::warn;
 use vodozemac::Curve25519PublicKey;
 
 use sqlx::PgConnection;
 
-use super::{PgCryptoStore, PgCryptoStoreError, Result, rows::CryptoRows};
+use super::{Gathered, PgCryptoStore, PgCryptoStoreError, Result, rows::CryptoRows};
 use crate::{model::BotId, store::StoreError};
 
 const INBOUND: &str = "crypto_inbound_group_sessions";
-const OUTBOUND: &str = "crypto_outbound_group_sessions";
 
 /// A room key as it is stored.
 pub(super) struct Row {
@@ -150,36 +146,34 @@ pub(super) async fn load_by_device(
     after: Option<String>,
     limit: usize,
 ) -> Result<Vec<InboundGroupSession>> {
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let device = (sender_key.to_base64(), sender_data_type as i16);
     let mut after = after.unwrap_or_default();
     let mut turn = store.turn().await;
     loop {
-        let mut last = None;
-        let mut rows = Vec::new();
-        if !turn.gathered.read_to_end.get(&device).is_some_and(|end| *end <= after) {
-            rows = page_of_device(store, &device, &after, limit).await?;
-            let full = i64::try_from(rows.len()).is_ok_and(|rows| rows >= limit);
-            last = rows.last().map(|row| row.session_id.clone());
-            if !full {
-                let end = last.take().unwrap_or_else(|| after.clone());
-                turn.gathered.read_to_end.insert(device.clone(), end);
-            }
+        let Gathered { rows: gathered, read_to_end, .. } = &mut *turn.gathered;
+        let at_end = read_to_end.get(&device).is_some_and(|end| *end <= after);
+        let mut rows =
+            if at_end { Vec::new() } else { page_of_device(store, &device, &after, limit).await? };
+        let last = rows.last().map(|row| row.session_id.clone());
+        // After a full page more may follow.
+        let full = rows.len() >= limit;
+        if !at_end && !full {
+            read_to_end.insert(device.clone(), last.clone().unwrap_or_else(|| after.clone()));
         }
-        let gathered = &turn.gathered.rows.inbound;
+        let last = last.filter(|_| full);
+
         rows.retain(|row| {
             let key = (store.bot, row.room_id.clone(), row.session_id.clone());
-            !gathered.contains_key(&key)
+            !gathered.inbound.contains_key(&key)
         });
-        let page =
-            |session: &String| *session > after && last.as_ref().is_none_or(|l| session <= l);
-        rows.extend(gathered.iter().filter_map(|((_, room_id, session_id), row)| {
-            (row.device == device && page(session_id)).then(|| Row {
-                room_id: room_id.clone(),
-                session_id: session_id.clone(),
-                backed_up: row.backed_up,
-                sealed_session: row.sealed.clone(),
-            })
+        let on_page = |id: &String| *id > after && last.as_ref().is_none_or(|last| id <= last);
+        let newer = gathered.inbound.iter();
+        let newer = newer.filter(|((_, _, id), row)| row.device == device && on_page(id));
+        rows.extend(newer.map(|((_, room_id, session_id), row)| Row {
+            room_id: room_id.clone(),
+            session_id: session_id.clone(),
+            backed_up: row.backed_up,
+            sealed_session: row.sealed.clone(),
         }));
         match last {
             // All on this page are known better by now.
@@ -196,7 +190,7 @@ async fn page_of_device(
     store: &PgCryptoStore,
     (sender_key, sender_data_type): &(String, i16),
     after: &str,
-    limit: i64,
+    limit: usize,
 ) -> Result<Vec<Row>> {
     Ok(sqlx::query_as!(
         Row,
@@ -210,7 +204,7 @@ async fn page_of_device(
         sender_key,
         sender_data_type,
         after,
-        limit,
+        i64::try_from(limit).unwrap_or(i64::MAX),
     )
     .fetch_all(store.pool())
     .await?)
@@ -227,9 +221,6 @@ pub(super) struct InboundRow {
 
 /// Sealed room keys by bot, room and session id.
 pub(super) type InboundRows = BTreeMap<(BotId, String, String), InboundRow>;
-
-/// Sealed sessions that bots send with, by bot and room.
-pub(super) type OutboundRows = BTreeMap<(BotId, String), Vec<u8>>;
 
 /// Of several copies of one room key the one that opens most. The machine compares each key that
 /// comes with what is stored, but not with the others that come at the same time; and a peer whose
@@ -347,83 +338,4 @@ pub(super) async fn import(
     let mut write = turn.begin().await?;
     save_inbound(&mut write.tx, rows, version).await?;
     write.commit().await
-}
-
-/// The session that the bot sends with in this room.
-pub(super) async fn load_outbound(
-    store: &PgCryptoStore,
-    room_id: &RoomId,
-) -> Result<Option<OutboundGroupSession>> {
-    let prefetched = store.prefetched().outbound.remove(room_id.as_str());
-    let sealed = if let Some(sealed) = prefetched {
-        sealed
-    } else {
-        store.settle_outbound(room_id).await?;
-        sqlx::query_scalar!(
-            "-- crypto_store.group_sessions.load_outbound
-            SELECT sealed_session FROM crypto_outbound_group_sessions
-            WHERE bot_id = $1 AND room_id = $2",
-            store.bot.0,
-            room_id.as_str(),
-        )
-        .fetch_optional(store.pool())
-        .await?
-    };
-    let Some(sealed) = sealed else { return Ok(None) };
-    let pickle: PickledOutboundGroupSession = store.open(OUTBOUND, &[room_id.as_str()], &sealed)?;
-    let created_at = pickle.creation_time;
-    let account = store.static_account().await?;
-    let session =
-        OutboundGroupSession::from_pickle(account.device_id, account.identity_keys, pickle)
-            .map_err(|_| PgCryptoStoreError::Pickle(OUTBOUND))?;
-    store.cache().keep_outbound(&session, created_at);
-    Ok(Some(session))
-}
-
-/// Remembers a session that the machine sends with.
-pub(super) async fn note_outbound(store: &PgCryptoStore, session: &OutboundGroupSession) {
-    if !store.cache().knows_outbound(session) {
-        let created_at = session.pickle().await.creation_time;
-        store.cache().keep_outbound(session, created_at);
-    }
-}
-
-/// Pickles and seals.
-pub(super) async fn prepare_outbound(
-    store: &PgCryptoStore,
-    sessions: HashMap<OwnedRoomId, OutboundGroupSession>,
-) -> Result<OutboundRows> {
-    let mut rows = OutboundRows::new();
-    for (room_id, session) in sessions {
-        let pickle = session.pickle().await;
-        let sealed = store.seal(OUTBOUND, &[room_id.as_str()], &pickle)?;
-        rows.insert((store.bot, room_id.into()), sealed);
-    }
-    Ok(rows)
-}
-
-/// Writes what [`prepare_outbound`] made.
-pub(super) async fn save_outbound(
-    conn: &mut PgConnection,
-    rows: OutboundRows,
-) -> Result<(), StoreError> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let (keys, sealed): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
-    let (bots, room_ids): (Vec<_>, Vec<_>) =
-        keys.into_iter().map(|(bot, room_id)| (bot.0, room_id)).unzip();
-    sqlx::query!(
-        "-- crypto_store.group_sessions.save_outbound
-        INSERT INTO crypto_outbound_group_sessions (bot_id, room_id, sealed_session)
-        SELECT r.bot_id, r.room_id, r.sealed
-        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::BYTEA[]) AS r (bot_id, room_id, sealed)
-        ON CONFLICT (bot_id, room_id) DO UPDATE SET sealed_session = EXCLUDED.sealed_session",
-        &bots,
-        &room_ids,
-        &sealed,
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
 }

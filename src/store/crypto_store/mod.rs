@@ -31,6 +31,7 @@ mod device;
 mod devices;
 mod error;
 mod group_sessions;
+mod outbound;
 mod prefetch;
 mod requests;
 mod rooms;
@@ -97,7 +98,7 @@ impl Gathered {
     /// All of it, as rows; nothing is left.
     async fn take(&mut self, store: &PgCryptoStore) -> Result<CryptoRows> {
         let Self { mut rows, outbound, .. } = std::mem::take(self);
-        rows.outbound = group_sessions::prepare_outbound(store, outbound).await?;
+        rows.outbound = outbound::prepare(store, outbound).await?;
         Ok(rows)
     }
 }
@@ -286,7 +287,7 @@ impl<'a> Turn<'a> {
         self.store.prefetched().forget(&rows, &outbound);
         self.gathered.rows.merge(rows);
         for session in outbound {
-            group_sessions::note_outbound(self.store, &session).await;
+            outbound::note(self.store, &session).await;
             self.gathered.outbound.insert(session.room_id().to_owned(), session);
         }
         if self.store.gathers {

@@ -3,7 +3,7 @@
 
 use sqlx::PgConnection;
 
-use super::{account, devices, group_sessions, requests, rooms, sessions, users, values};
+use super::{account, devices, group_sessions, outbound, requests, rooms, sessions, users, values};
 use crate::store::StoreError;
 
 /// What machines have changed. Of two versions of a row the later one is kept.
@@ -16,7 +16,7 @@ pub struct CryptoRows {
     pub(super) sessions: sessions::Rows,
     pub(super) hashes: sessions::Hashes,
     pub(super) inbound: group_sessions::InboundRows,
-    pub(super) outbound: group_sessions::OutboundRows,
+    pub(super) outbound: outbound::Rows,
     pub(super) tracked: users::Rows,
     pub(super) requests: requests::Rows,
     pub(super) secrets: requests::SecretRows,
@@ -71,7 +71,7 @@ impl CryptoRows {
         sessions::save(conn, self.sessions).await?;
         sessions::save_hashes(conn, self.hashes).await?;
         group_sessions::save_inbound(conn, self.inbound, None).await?;
-        group_sessions::save_outbound(conn, self.outbound).await?;
+        outbound::save(conn, self.outbound).await?;
         users::save(conn, self.tracked).await?;
         requests::save(conn, self.requests).await?;
         requests::save_secrets(conn, self.secrets).await?;

@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 
 use super::{
     PgCryptoStore, PgCryptoStoreError, Result, account, backup, changes, devices, group_sessions,
-    requests, rooms, sessions, users, values,
+    outbound, requests, rooms, sessions, users, values,
 };
 
 #[async_trait]
@@ -158,7 +158,7 @@ impl CryptoStore for PgCryptoStore {
         &self,
         room_id: &RoomId,
     ) -> Result<Option<OutboundGroupSession>> {
-        self.noted(group_sessions::load_outbound(self, room_id).await)
+        self.noted(outbound::load(self, room_id).await)
     }
 
     async fn load_tracked_users(&self) -> Result<Vec<TrackedUser>> {

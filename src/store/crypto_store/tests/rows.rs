@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, TimeDelta};
 use matrix_sdk_crypto::{
-    olm::{Account, InboundGroupSession},
+    olm::{Account, InboundGroupSession, SenderData, SenderDataType},
     store::{
         CryptoStore as _,
         types::{Changes, PendingChanges},
@@ -73,6 +73,53 @@ async fn of_copies_of_a_room_key_that_come_at_once_the_one_that_opens_more_is_ke
         let kept = store.get_inbound_group_session(key.room_id(), key.session_id()).await;
         assert_eq!(kept.expect("reads").expect("there").first_known_index(), 0);
     }
+}
+
+/// As the machine does when it learns of a device: batch after batch, each saved as better known.
+#[tokio::test]
+async fn keys_of_a_device_are_found_where_they_are_stored_and_where_they_are_gathered() {
+    let database = database().await;
+    let store = PgCryptoStore::unfenced(database.store.clone(), database.bot("@a:x", "BOT").await);
+    let world = World::new().await;
+    let device = world.inbound.sender_key();
+    let save = async |store: &PgCryptoStore, keys: Vec<InboundGroupSession>| {
+        let changes = Changes { inbound_group_sessions: keys, ..Default::default() };
+        store.save_changes(changes).await.expect("saves");
+    };
+    let mut all = Vec::new();
+    for number in 0..5 {
+        let mut key = world.room_key(room_id!("!r:x")).await;
+        key.sender_data = SenderData::unknown();
+        all.push(key.session_id().to_owned());
+        save(&if number < 3 { store.clone() } else { store.clone().gathering() }, vec![key]).await;
+    }
+    all.sort_unstable();
+
+    let store = store.gathering();
+    let (mut found, mut after) = (Vec::new(), None);
+    let batch = async |known: SenderDataType, after: Option<String>, limit: usize| {
+        store.get_inbound_group_sessions_for_device_batch(device, known, after, limit).await
+    };
+    loop {
+        let keys = batch(SenderDataType::UnknownDevice, after, 2).await.expect("reads");
+        let Some(last) = keys.last() else { break };
+        after = Some(last.session_id().to_owned());
+        found.extend(keys.iter().map(|key| key.session_id().to_owned()));
+        let known = SenderData::device_info(world.account.device_keys());
+        let keys = keys.into_iter().map(|mut key| {
+            key.sender_data = known.clone();
+            key
+        });
+        save(&store, keys.collect()).await;
+    }
+    assert_eq!(found, all, "each once, in their order");
+    assert_eq!(batch(SenderDataType::UnknownDevice, None, 9).await.expect("reads").len(), 0);
+    let known = batch(SenderDataType::DeviceInfo, None, 9).await.expect("reads");
+    assert_eq!(known.iter().map(InboundGroupSession::session_id).collect::<Vec<_>>(), all);
+    let rows = store.take_gathered().await.expect("takes");
+    let mut conn = database.store.connection().await.expect("connects");
+    rows.write(&mut conn).await.expect("writes");
+    assert_eq!(batch(SenderDataType::DeviceInfo, None, 9).await.expect("reads").len(), 5);
 }
 
 #[tokio::test]
