@@ -47,26 +47,23 @@ pub(super) async fn save(conn: &mut PgConnection, rows: Rows) -> Result<(), Stor
     let (keys, dirty): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
     let (bots, user_ids): (Vec<_>, Vec<_>) =
         keys.into_iter().map(|(bot, user_id)| (bot.0, user_id)).unzip();
+    // From now on we are to be told of their changes.
     sqlx::query!(
         "-- crypto_store.users.save
+        WITH saved AS (
+            SELECT * FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::BOOLEAN[])
+                AS r (bot_id, user_id, dirty)
+        ), watched AS (
+            INSERT INTO device_lists (user_id)
+            SELECT DISTINCT user_id FROM saved ORDER BY user_id
+            ON CONFLICT (user_id) DO NOTHING
+        )
         INSERT INTO crypto_tracked_users (bot_id, user_id, dirty)
-        SELECT r.bot_id, r.user_id, r.dirty
-        FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::BOOLEAN[]) AS r (bot_id, user_id, dirty)
+        SELECT bot_id, user_id, dirty FROM saved
         ON CONFLICT (bot_id, user_id) DO UPDATE SET dirty = EXCLUDED.dirty",
         &bots,
         &user_ids,
         &dirty,
-    )
-    .execute(&mut *conn)
-    .await?;
-    // From now on we are to be told of their changes.
-    sqlx::query!(
-        "-- crypto_store.users.watch
-        INSERT INTO device_lists (user_id)
-        SELECT DISTINCT user_id FROM UNNEST($1::TEXT[]) AS r (user_id)
-        ORDER BY user_id
-        ON CONFLICT (user_id) DO NOTHING",
-        &user_ids,
     )
     .execute(conn)
     .await?;
