@@ -114,22 +114,27 @@ async fn say(side: &Side, room: &RoomId) -> Result<Raw<OriginalSyncRoomMessageEv
 
 async fn decrypt(database: &Database, on: On, times: u64) -> Result<Duration> {
     let scene = Scene::new(database, on).await?;
-    let room = new_room()?;
-    let key = scene.human.room_key(&room, scene.bot()).await?;
-    ensure!(scene.bot.receive(vec![key]).await? == 1, "the room key was not taken");
-    let mut messages = Vec::new();
-    for _ in 0..times {
-        messages.push(say(&scene.human, &room).await?);
-    }
-    let begun = Instant::now();
-    for round in messages.chunks(ROUND) {
-        for message in round {
-            let message = message.cast_ref_unchecked();
-            scene.bot.machine.decrypt_room_event(message, &room, &DECRYPTION).await?;
+    let (mut spent, mut left) = (Duration::ZERO, times);
+    while left > 0 {
+        let room = new_room()?;
+        let key = scene.human.room_key(&room, scene.bot()).await?;
+        ensure!(scene.bot.receive(vec![key]).await? == 1, "the room key was not taken");
+        let mut messages = Vec::new();
+        for _ in 0..left.min(FRESH) {
+            messages.push(say(&scene.human, &room).await?);
         }
-        scene.commit().await?;
+        let begun = Instant::now();
+        for round in messages.chunks(ROUND) {
+            for message in round {
+                let message = message.cast_ref_unchecked();
+                scene.bot.machine.decrypt_room_event(message, &room, &DECRYPTION).await?;
+            }
+            scene.commit().await?;
+        }
+        spent += begun.elapsed();
+        left -= left.min(FRESH);
     }
-    Ok(begun.elapsed())
+    Ok(spent)
 }
 
 async fn encrypt(database: &Database, on: On, times: u64) -> Result<Duration> {

@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -80,8 +80,9 @@ async fn about_others(
 ) -> Result<(), StepError> {
     let mut wanted = users;
     while !wanted.is_empty() {
-        // Before the rows are read, so that whoever is ready in between is not waited for.
+        // Before the rows are read: whoever is ready in between is neither waited for nor asked about.
         let ready = step.context.in_flight.ready.notified();
+        let as_of = step.context.in_flight.ended();
         let known = known(step, &wanted).await?;
         let mut open: BTreeMap<OwnedUserId, i64> = BTreeMap::new();
         for user in &wanted {
@@ -91,8 +92,9 @@ async fn about_others(
                 None => _ = open.insert(user.clone(), 0),
             }
         }
-        let claimed = step.context.in_flight.claim(open.keys());
-        wanted = open.keys().filter(|user| !claimed.users.contains(*user)).cloned().collect();
+        wanted = open.keys().cloned().collect();
+        let Some(claimed) = step.context.in_flight.claim(open.keys(), as_of) else { continue };
+        wanted.retain(|user| !claimed.users.contains(user));
         if !claimed.users.is_empty() {
             let users: BTreeSet<OwnedUserId> = claimed.users.iter().cloned().collect();
             debug!(users = users.len(), "asking for devices");
@@ -178,8 +180,15 @@ fn merge(answer: &mut get_keys::v3::Response, told: get_keys::v3::Response) {
 /// Whom somebody in this process is just asking about.
 #[derive(Default)]
 pub struct InFlight {
-    users: Mutex<HashSet<OwnedUserId>>,
+    questions: Mutex<Questions>,
     ready: Notify,
+}
+
+#[derive(Default)]
+struct Questions {
+    users: HashSet<OwnedUserId>,
+    /// How many have come to their end.
+    ended: u64,
 }
 
 /// Users that the holder asks about; dropped, they are ready, or to be asked about by somebody else.
@@ -189,10 +198,28 @@ struct Claim<'a> {
 }
 
 impl InFlight {
-    fn claim<'a>(&'a self, users: impl Iterator<Item = &'a OwnedUserId>) -> Claim<'a> {
-        let mut in_flight = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        let users = users.filter(|user| in_flight.insert((*user).clone())).cloned().collect();
-        Claim { users, of: self }
+    fn questions(&self) -> MutexGuard<'_, Questions> {
+        self.questions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many questions have come to their end.
+    fn ended(&self) -> u64 {
+        self.questions().ended
+    }
+
+    /// Those of `users` about whom nobody asks; nothing if a question has come to its end after `as_of`,
+    /// when the rows were read that made the caller want to ask.
+    fn claim<'a>(
+        &'a self,
+        users: impl Iterator<Item = &'a OwnedUserId>,
+        as_of: u64,
+    ) -> Option<Claim<'a>> {
+        let mut questions = self.questions();
+        if questions.ended != as_of {
+            return None;
+        }
+        let users = users.filter(|user| questions.users.insert((*user).clone())).cloned().collect();
+        Some(Claim { users, of: self })
     }
 }
 
@@ -201,11 +228,12 @@ impl Drop for Claim<'_> {
         if self.users.is_empty() {
             return;
         }
-        let mut in_flight = self.of.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut questions = self.of.questions();
         for user in &self.users {
-            in_flight.remove(user);
+            questions.users.remove(user);
         }
-        drop(in_flight);
+        questions.ended += 1;
+        drop(questions);
         self.of.ready.notify_waiters();
     }
 }
