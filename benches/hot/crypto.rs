@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use criterion::Criterion;
-use greenshield::store::{Fence, PgCryptoStore, Store};
+use greenshield::store::{Connection, Fence, PgCryptoStore, Store};
 use matrix_sdk_crypto::OlmMachine;
 use ruma::{
     OwnedDeviceId, OwnedUserId, RoomId, UserId,
@@ -85,14 +85,16 @@ impl Scene {
         Ok(this)
     }
 
-    /// Writes what the bot's machine has saved.
+    /// Writes what the bot's machine has saved, on the connection of last time, as the committer does.
     async fn commit(&self) -> Result<()> {
         let Some((database, store, fence)) = &self.gathered else { return Ok(()) };
         let rows = store.take_gathered().await?;
         if !rows.is_empty() {
-            let mut tx = database.begin_fenced(*fence).await?;
-            rows.write(&mut tx).await?;
-            tx.commit().await?;
+            let write = async |tx: &mut Connection| {
+                fence.hold(tx).await?;
+                rows.write(tx).await
+            };
+            database.transaction(write).await?;
         }
         Ok(())
     }

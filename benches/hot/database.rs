@@ -51,7 +51,8 @@ impl Database {
     }
 
     pub async fn drop(self) {
-        self.store.pool().close().await;
+        // Its connections go with it.
+        drop(self.store);
         let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
         if let Ok(mut conn) = PgConnection::connect_with(&self.admin).await {
             let _ = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut conn).await;
