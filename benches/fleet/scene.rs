@@ -1,8 +1,9 @@
 //! A homeserver, a contestant and its bots; rooms of humans with bots; and courses run through them.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -197,6 +198,28 @@ impl Scene {
         }
         self.answered().await?;
         Ok(self.homeserver.with(|state| std::mem::take(&mut state.course)))
+    }
+
+    /// From the `PUT` until a message was logged, for all of them in order; nothing from the ceiling,
+    /// which logs nothing. The commit with the row begins then, and is part of what an answer waits for.
+    pub async fn until_logged(&self, course: &Course) -> Result<Vec<Duration>> {
+        let Some(database) = &self.contestant.database else { return Ok(Vec::new()) };
+        let ids = |index| Course::event_id(course.id, index);
+        let pushed: HashMap<String, Instant> = (course.pings.iter().enumerate())
+            .filter_map(|(index, ping)| Some((ids(index), ping.pushed?)))
+            .collect();
+        let events: Vec<String> = pushed.keys().cloned().collect();
+        let logged = self.cluster.logged_at(database, &events).await?;
+        ensure!(logged.len() == events.len(), "{} of {} logged", logged.len(), events.len());
+        let (now, clock) = (SystemTime::now().duration_since(UNIX_EPOCH)?, Instant::now());
+        let mut all: Vec<Duration> = (logged.iter())
+            .filter_map(|(event, at)| {
+                let pushed = now.checked_sub(clock.duration_since(*pushed.get(event)?))?;
+                Some(Duration::from_secs_f64(*at).saturating_sub(pushed))
+            })
+            .collect();
+        all.sort_unstable();
+        Ok(all)
     }
 
     /// Until all that was asked is answered.

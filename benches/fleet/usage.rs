@@ -126,6 +126,20 @@ impl Cluster {
         .await?)
     }
 
+    /// When greenshield logged those of these events that it did: seconds since 1970.
+    pub async fn logged_at(&self, database: &str, events: &[String]) -> Result<Vec<(String, f64)>> {
+        let mut url = self.url.clone();
+        url.set_path(database);
+        let logged = sqlx::query_as(
+            "SELECT event_id, EXTRACT(EPOCH FROM MIN(logged_at))::FLOAT8
+            FROM event_log JOIN events USING (event_seq)
+            WHERE event_id = ANY($1)
+            GROUP BY event_id",
+        );
+        let mut conn = PgConnection::connect(url.as_str()).await?;
+        Ok(logged.bind(events).fetch_all(&mut conn).await?)
+    }
+
     /// What lies between two readings.
     pub async fn cost(&self, from: &Reading, to: &Reading) -> Result<Cost> {
         let mut commits = 0;

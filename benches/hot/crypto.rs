@@ -29,6 +29,15 @@ const ROUND: usize = 20;
 const FRESH: u64 = 4096;
 
 #[derive(Clone, Copy)]
+enum Reading {
+    /// Messages are decrypted, and [`ROUND`] committed together.
+    Messages,
+    /// A worker's steps without the homeserver: a message is decrypted and answered, and what follows
+    /// from it committed, before the next one.
+    Steps,
+}
+
+#[derive(Clone, Copy)]
 enum On {
     Postgres,
     Memory,
@@ -45,8 +54,11 @@ pub fn run(criterion: &mut Criterion, runtime: &Runtime, database: &Database) {
             group.bench_function(name, |b| b.iter_custom(|times| measure(times).expect("works")));
             group.finish();
         };
-        group("megolm_decrypt", &|times| runtime.block_on(decrypt(database, on, times)));
+        group("megolm_decrypt", &|times| {
+            runtime.block_on(read(database, on, times, Reading::Messages))
+        });
         group("megolm_encrypt", &|times| runtime.block_on(encrypt(database, on, times)));
+        group("step", &|times| runtime.block_on(read(database, on, times, Reading::Steps)));
         group("room_key_alone", &|times| runtime.block_on(room_keys(database, on, times, 1)));
         group("room_key_batch", &|times| runtime.block_on(room_keys(database, on, times, BATCH)));
     }
@@ -114,22 +126,30 @@ async fn say(side: &Side, room: &RoomId) -> Result<Raw<OriginalSyncRoomMessageEv
     Ok(Raw::from_json(to_raw_value(&event)?))
 }
 
-async fn decrypt(database: &Database, on: On, times: u64) -> Result<Duration> {
+async fn read(database: &Database, on: On, times: u64, reading: Reading) -> Result<Duration> {
     let scene = Scene::new(database, on).await?;
     let (mut spent, mut left) = (Duration::ZERO, times);
     while left > 0 {
         let room = new_room()?;
         let key = scene.human.room_key(&room, scene.bot()).await?;
         ensure!(scene.bot.receive(vec![key]).await? == 1, "the room key was not taken");
+        scene.bot.room_key(&room, scene.human.machine.user_id()).await?;
+        let (round, answers) = match reading {
+            Reading::Messages => (ROUND, false),
+            Reading::Steps => (1, true),
+        };
         let mut messages = Vec::new();
         for _ in 0..left.min(FRESH) {
             messages.push(say(&scene.human, &room).await?);
         }
         let begun = Instant::now();
-        for round in messages.chunks(ROUND) {
+        for round in messages.chunks(round) {
             for message in round {
                 let message = message.cast_ref_unchecked();
                 scene.bot.machine.decrypt_room_event(message, &room, &DECRYPTION).await?;
+                if answers {
+                    say(&scene.bot, &room).await?;
+                }
             }
             scene.commit().await?;
         }

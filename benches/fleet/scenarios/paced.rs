@@ -21,9 +21,16 @@ pub async fn run(options: &Options, scene: &Scene, rooms: &[Room]) -> Result<Rec
     let course = scene.run_paced(course, INTERVAL).await?;
     scene.check(&course, rooms).await?;
     let latencies = course.latencies();
-    Ok(Record::new("paced", scene.contestant.kind.name(), rooms.len())
+    let record = Record::new("paced", scene.contestant.kind.name(), rooms.len())
         .with("p50_ms", percentile(&latencies, 0.5))
         .with("p99_ms", percentile(&latencies, 0.99))
         .with("max_ms", percentile(&latencies, 1.0))
-        .with("messages", number(latencies.len())))
+        .with("messages", number(latencies.len()));
+    let logged = scene.until_logged(&course).await?;
+    if logged.is_empty() {
+        return Ok(record);
+    }
+    Ok(record
+        .with("logged_p50_ms", percentile(&logged, 0.5))
+        .with("logged_p99_ms", percentile(&logged, 0.99)))
 }
