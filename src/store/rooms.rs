@@ -227,8 +227,9 @@ pub struct Answer {
     pub members: BTreeMap<String, String>,
 }
 
-/// Writes what the homeserver answered about a room, and tells what is known of it then. Not written, and nothing
-/// returned, if an event has told something newer since `version`, or `fence` does not hold any more.
+/// Writes what the homeserver answered about a room, and tells what is known of it then. Not written,
+/// and nothing returned, if an event has told something newer since `version`, or `fence` does not hold
+/// any more.
 ///
 /// # Errors
 ///

@@ -62,8 +62,9 @@ async fn a_drained_pool_is_refilled_once() -> Result<()> {
     let before = uploads();
 
     let silent = json!({ EVENTS: [], COUNTS: {} });
+    let full = json!({ COUNTS: bot.map(json!({ "signed_curve25519": 50 })) });
     let enough = json!({ COUNTS: bot.map(json!({ "signed_curve25519": 25 })) });
-    for (id, body) in [("silent", silent), ("enough", enough)] {
+    for (id, body) in [("silent", silent), ("full", full), ("enough", enough)] {
         scene.fake.transaction(id, &body).await?;
         scene.settled().await?;
         ensure!(uploads() == before, "`{id}` led to an upload");

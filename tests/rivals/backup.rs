@@ -43,10 +43,14 @@ impl Restored {
         for _ in 0..3 {
             alice.ping(&bot.room).await?;
         }
+        let pool = scene.fake.one_time_keys(&bot.user_id, &bot.device_id);
         let carol = Person::new(&scene.fake, "carol").await?;
         carol.join(&bot.room).await?;
         carol.ping(&bot.room).await?;
         let uploads = scene.fake.calls("/keys/upload").len();
+        let left = scene.fake.one_time_keys(&bot.user_id, &bot.device_id);
+        ensure!(left < pool, "carol has taken no one-time key");
+        // So few are left that it makes others.
         tell_count(&scene, &bot, "before", 20).await?;
         poll::until("new one-time keys", PATIENCE, async || {
             Ok((scene.fake.calls("/keys/upload").len() > uploads).then_some(()))

@@ -222,15 +222,16 @@ impl PgCryptoStore {
 
     /// Writes what was gathered if that `touches` what is about to be read.
     async fn settle(&self, touches: impl FnOnce(&CryptoRows) -> bool) -> Result<()> {
-        let turn = self.turn().await;
-        if touches(&turn.gathered.rows) { turn.write().await?.commit().await } else { Ok(()) }
+        self.settle_if(|gathered| touches(&gathered.rows)).await
     }
 
-    /// [`PgCryptoStore::settle`] for the session that the bot sends with in a room.
-    async fn settle_outbound(&self, room_id: &RoomId) -> Result<()> {
+    /// [`PgCryptoStore::settle`], looking at all that was gathered.
+    async fn settle_if(&self, touches: impl FnOnce(&Gathered) -> bool) -> Result<()> {
         let turn = self.turn().await;
-        let touched = turn.gathered.outbound.contains_key(room_id);
-        if touched { turn.write().await?.commit().await } else { Ok(()) }
+        if !touches(&turn.gathered) {
+            return Ok(());
+        }
+        turn.write().await?.commit().await
     }
 
     /// Who we are, if the account was loaded or saved through this store.

@@ -23,7 +23,7 @@ pub(super) async fn load(
     let sealed = if let Some(sealed) = prefetched {
         sealed
     } else {
-        store.settle_outbound(room_id).await?;
+        store.settle_if(|gathered| gathered.outbound.contains_key(room_id)).await?;
         sqlx::query_scalar!(
             "-- crypto_store.outbound.load
             SELECT sealed_session FROM crypto_outbound_group_sessions
