@@ -200,9 +200,14 @@ async fn route_events(
         .map(|(event_id, seq, is_new)| (event_id, (seq, is_new)))
         .collect();
     for (event_id, readers, is_invite) in recipients {
-        // An event that we hold already was fanned out when it first came.
-        let Some((seq, true)) = known.get(&event_id) else { continue };
-        let work = if is_invite { Work::Invite(*seq) } else { Work::RoomEvent(*seq) };
+        let Some((seq, is_new)) = known.get(&event_id) else { continue };
+        let work = match (is_invite, is_new) {
+            (true, true) => Work::Invite(*seq),
+            (true, false) => continue,
+            // A bot that came into the room a moment ago may have read it back, for itself alone. Who
+            // has it in the inbox or the log is not given it twice.
+            (false, _) => Work::RoomEvent(*seq),
+        };
         entries.extend(readers.into_iter().map(|bot| NewEntry {
             bot,
             work: work.clone(),

@@ -194,4 +194,29 @@ mod tests {
             assert_eq!(database.text(said).await, expected);
         }
     }
+
+    /// A process that lost a lease and has it again may hold both numbers.
+    #[tokio::test]
+    async fn a_lost_lease_does_not_hold_because_a_newer_one_of_its_shard_does() {
+        let database = database().await;
+        let clock = Clock::system();
+        let bot = database.bot("@a:x", "A").await;
+        let old = database.lease(bot).await;
+        let new = database.lease(bot).await;
+        let old = Fence { owner: new.owner, ..old };
+        let desk = Desk {
+            store: database.store.clone(),
+            signals: Signals::default(),
+            clock: clock.clone(),
+        };
+        let (done, lost) = oneshot::channel();
+        let stale = Submission { fence: old, rows: note(bot, &clock), done };
+        let (done, held) = oneshot::channel();
+        desk.commit_all(vec![stale, Submission { fence: new, rows: Rows::default(), done }]).await;
+        assert!(matches!(lost.await, Ok(Err(StoreError::LeaseLost))));
+        assert!(matches!(held.await, Ok(Ok(()))));
+        let said = "SELECT COALESCE(STRING_AGG(user_id, ' '), '') FROM bots
+            WHERE last_error = 'said'";
+        assert_eq!(database.text(said).await, "");
+    }
 }

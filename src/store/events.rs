@@ -1,6 +1,6 @@
 //! `events` and `event_log`: room events, stored once, and what each bot reads of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -156,9 +156,24 @@ pub async fn store(
         &sealed,
         now,
     )
-    .fetch_all(conn)
+    .fetch_all(&mut *conn)
     .await?;
-    Ok(rows.into_iter().map(|r| (r.event_id, EventSeq(r.event_seq), r.is_new)).collect())
+    let mut stored: Vec<_> =
+        rows.into_iter().map(|r| (r.event_id, EventSeq(r.event_seq), r.is_new)).collect();
+    let found: HashSet<&str> = stored.iter().map(|(id, ..)| id.as_str()).collect();
+    ids.retain(|id| !found.contains(id.as_str()));
+    if !ids.is_empty() {
+        // Stored by a transaction that ended while this one waited for it: too late for its snapshot.
+        let late = sqlx::query!(
+            "-- events.store_late
+            SELECT event_id, event_seq FROM events WHERE event_id = ANY($1)",
+            &ids,
+        )
+        .fetch_all(conn)
+        .await?;
+        stored.extend(late.into_iter().map(|r| (r.event_id, EventSeq(r.event_seq), false)));
+    }
+    Ok(stored)
 }
 
 /// Opens events by their ids. One whose seal is broken is left out and reported.
@@ -360,4 +375,36 @@ pub async fn logged(
     .fetch_all(conn)
     .await?;
     Ok(rows.into_iter().map(EventSeq).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{clock::Clock, store::testing::database};
+
+    /// Two transactions store the same event at once: both learn its number.
+    #[tokio::test]
+    async fn what_another_stores_meanwhile_is_known() {
+        let database = database().await;
+        let (sealer, now) = (database.store.sealer(), Clock::system().now());
+        let event = json!({ "event_id": "$a", "sender": "@a:x", "type": "m.room.message" });
+        let event = NewEvent::read("!r:x".to_owned(), event).expect("an event");
+        let mut first = database.pool().begin().await.expect("begins");
+        let stored = store(&mut first, sealer, std::slice::from_ref(&event), now).await;
+        let stored = stored.expect("stores");
+        let mut second = database.pool().begin().await.expect("begins");
+        let both = async {
+            let late = store(&mut second, sealer, std::slice::from_ref(&event), now).await;
+            late.expect("stores")
+        };
+        let commit = async {
+            database.wait_for_a_lock().await;
+            first.commit().await.expect("commits");
+        };
+        let (late, ()) = tokio::join!(both, commit);
+        let [(id, seq, true)] = stored.as_slice() else { panic!("{stored:?}") };
+        assert_eq!(late, [(id.clone(), *seq, false)]);
+    }
 }

@@ -47,7 +47,7 @@ impl Fence {
 
 impl Fence {
     /// Holds those of `fences` that are still good for the rest of the transaction, in the order of
-    /// their shards, and says which these are.
+    /// their shards, and says which these are: of two of one shard, the newer one at most.
     ///
     /// # Errors
     ///
@@ -58,21 +58,24 @@ impl Fence {
     ) -> Result<HashSet<Self>, StoreError> {
         let (shards, numbers, owners): (Vec<_>, Vec<_>, Vec<_>) =
             fences.iter().map(|fence| (fence.shard, fence.number, fence.owner)).collect();
-        let held = sqlx::query_scalar!(
-            "-- fence.hold_all
-            SELECT s.shard
+        let held = sqlx::query!(
+            r#"-- fence.hold_all
+            SELECT f.shard AS "shard!", f.fence AS "fence!", f.owner AS "owner!"
             FROM shards s
             JOIN UNNEST($1::SMALLINT[], $2::BIGINT[], $3::UUID[]) AS f (shard, fence, owner)
                 ON s.shard = f.shard AND s.fence = f.fence AND s.owner = f.owner
             ORDER BY s.shard
-            FOR SHARE OF s",
+            FOR SHARE OF s"#,
             &shards,
             &numbers,
             &owners,
         )
         .fetch_all(conn)
         .await?;
-        Ok(fences.iter().copied().filter(|fence| held.contains(&fence.shard)).collect())
+        Ok(held
+            .into_iter()
+            .map(|row| Self { shard: row.shard, owner: row.owner, number: row.fence })
+            .collect())
     }
 }
 

@@ -84,6 +84,15 @@ impl TestDatabase {
         sqlx::query_scalar(sql).fetch_one(self.pool()).await.expect("one text")
     }
 
+    /// Until some statement waits for a lock.
+    pub(crate) async fn wait_for_a_lock(&self) {
+        let waiting = "SELECT COUNT(*)::TEXT FROM pg_stat_activity
+            WHERE datname = CURRENT_DATABASE() AND wait_event_type = 'Lock'";
+        while self.text(waiting).await == "0" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// A new bot.
     pub(crate) async fn bot(&self, user_id: &str, device_id: &str) -> BotId {
         let bot_id = sqlx::query_scalar!(

@@ -68,8 +68,33 @@ pub(super) struct Step<'a> {
     /// Whether nothing was gathered since the last commit but what the homeserver answered to room keys.
     pub only_answers: bool,
     kept: Option<Kept>,
+    /// Why nothing may be committed or leave any more: what was gathered before is lost.
+    lost: Option<Lost>,
     /// What the homeserver did not take of what the machine wanted sent: it is tried again.
     trouble: Option<StepError>,
+}
+
+/// What kept a step's rows from being written.
+#[derive(Clone, Copy, Debug)]
+enum Lost {
+    /// The database, or the machine's own store: over once the machine is given up with what followed
+    /// from the rows.
+    Rows,
+    /// Another process has the bot: for the rest of the step.
+    Lease,
+}
+
+impl Lost {
+    fn error(self) -> StepError {
+        match self {
+            Self::Rows => StepError::Retry {
+                source: "an earlier commit of this step failed".into(),
+                after: None,
+                machine_is_whole: false,
+            },
+            Self::Lease => StepError::LeaseLost,
+        }
+    }
 }
 
 impl<'a> Step<'a> {
@@ -109,6 +134,7 @@ impl<'a> Step<'a> {
             // What follows from what the machine had taken in is done again with it.
             self.rows = Rows::default();
             self.sends.clear();
+            self.lost = self.lost.filter(|lost| matches!(lost, Lost::Lease));
             repair::drop_damaged(self, error).await;
         }
     }
@@ -145,18 +171,34 @@ impl<'a> Step<'a> {
 
     /// What was gathered, the machine's part included.
     async fn take_rows(&mut self) -> Result<Rows, StepError> {
+        if let Some(lost) = self.lost {
+            return Err(lost.error());
+        }
         let mut rows = std::mem::take(&mut self.rows);
         if let Some(kept) = &self.kept {
-            rows.crypto.merge(kept.machine.take_gathered().await?);
+            match kept.machine.take_gathered().await {
+                Ok(gathered) => rows.crypto.merge(gathered),
+                Err(error) => return Err(self.lost_with(error.into())),
+            }
         }
         Ok(rows)
     }
 
-    /// Commits what was gathered. If that fails the machine is ahead of the database, and is thrown
-    /// away.
+    /// Commits what was gathered. If that fails the machine is ahead of the database: nothing more is
+    /// committed or said until [`Step::failed`] has thrown it away.
     pub(super) async fn commit(&mut self) -> Result<(), StepError> {
         let rows = self.take_rows().await?;
-        self.context.committer.commit(self.fence, rows).await.map_err(StepError::uncommitted)
+        match self.context.committer.commit(self.fence, rows).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.lost_with(StepError::uncommitted(error))),
+        }
+    }
+
+    /// Notes that rows were taken and not written, because of `error`.
+    fn lost_with(&mut self, error: StepError) -> StepError {
+        let lost = if matches!(error, StepError::LeaseLost) { Lost::Lease } else { Lost::Rows };
+        self.lost = Some(lost);
+        error
     }
 
     /// The homeserver: what was gathered is committed before anything is said to it.
@@ -169,7 +211,11 @@ impl<'a> Step<'a> {
     /// commit is what it answered to what was sent meanwhile, that is not committed before: lost, it is
     /// found out again.
     pub(super) async fn homeserver_for_message(&mut self) -> Result<&'a Homeserver, StepError> {
-        if self.only_answers { Ok(self.ask()) } else { self.homeserver().await }
+        if self.only_answers && self.lost.is_none() {
+            Ok(self.ask())
+        } else {
+            self.homeserver().await
+        }
     }
 
     /// The homeserver, for a question: it tells nobody anything, and so nothing is committed before.
@@ -216,6 +262,7 @@ pub(super) async fn step(
         backlog: briefing.backlog,
         only_answers: false,
         kept,
+        lost: None,
         trouble: None,
     };
     if !briefing.broken_entries.is_empty() {
@@ -240,7 +287,8 @@ pub(super) async fn step(
         Ok(rows) => (rows, result),
         Err(error) => {
             step.failed(&error).await;
-            (Rows::default(), Err(error))
+            // Why it failed first says more than that it did not end well either.
+            (Rows::default(), result.and(Err(error)))
         }
     };
     if let Some(kept) = &mut step.kept {

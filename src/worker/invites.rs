@@ -45,7 +45,10 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
                 tx.commit().await.map_err(StoreError::from)?;
                 continue;
             }
-            Err(error) => warn!(error = chain(&error), "leaving an invitation alone"),
+            Err(error) => {
+                warn!(error = chain(&error), "leaving an invitation alone");
+                step.failed(&error).await;
+            }
         }
         let mut tx = step.begin().await?;
         inbox::finish(&mut tx, &[entry.id], &[], step.now()).await?;

@@ -37,7 +37,8 @@ const VERIFICATION_WAITS: [Duration; 6] = [
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
 /// Sends until the machine wants nothing more; tells whether it wanted anything. One refused request
-/// does not keep the others back: the first refusal is the step's error, after all were tried.
+/// does not keep the others back: the first refusal is the step's error, after all were tried. What
+/// leaves the machine ahead of the database ends this at once: the next request might tell of it.
 pub(super) async fn run(step: &mut Step<'_>) -> Result<bool, StepError> {
     run_where(step, |_| true).await
 }
@@ -71,6 +72,7 @@ async fn run_where(
         for request in requests {
             match send_one(step, request.request_id(), request.request()).await {
                 Ok(()) => progressed = true,
+                Err(error) if !error.machine_is_whole() => return Err(error),
                 Err(error) => {
                     let kind = kind(request.request());
                     warn!(

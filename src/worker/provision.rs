@@ -40,6 +40,7 @@ pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
     if let Err(error) = &result
         && !matches!(error, StepError::LeaseLost)
     {
+        step.failed(error).await;
         let mut tx = step.begin().await?;
         let (errcode, text) = (error.errcode(), error.to_string());
         let name = next_step(&signup.steps);

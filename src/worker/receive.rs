@@ -19,8 +19,9 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
     for entry in entries {
         match entry.work {
             Work::ToDevice(message) => changes.to_device.push(message),
-            // The last word counts.
-            Work::KeyCounts(counts) => changes.key_counts = Some(counts),
+            Work::KeyCounts(counts) => {
+                changes.key_counts.get_or_insert_default().update(counts);
+            }
             Work::RoomEvent(_) | Work::Invite(_) | Work::Reconcile | Work::ForgetStrangers => {}
         }
     }
@@ -49,6 +50,10 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
         warn!(count = received.undecryptable, "to-device messages could not be decrypted");
         metrics::counter!("greenshield_olm_failures_total")
             .increment(received.undecryptable as u64);
+    }
+    if received.skipped > 0 {
+        warn!(count = received.skipped, "skipped to-device messages that make no sense inside");
+        metrics::counter!("greenshield_to_device_skipped_total").increment(received.skipped as u64);
     }
     for message in &received.verification {
         verify::heard_to_device(step, message).await?;

@@ -90,10 +90,13 @@ pub(super) async fn sweep(context: &Context, shards: &[i16]) -> Result<(), Store
 pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), StepError> {
     let Some(first) = entries.first() else { return Ok(()) };
     let mut done: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-    let result = fetch(step).await;
+    let result = match fetch(step).await {
+        Err(error) if !error.machine_is_whole() => return Err(error),
+        result => result,
+    };
     let mut tx = step.begin().await?;
     match result {
-        Err(error) if error.machine_is_whole() => {
+        Err(error) => {
             let due_at = backoff::next_attempt(&error, first.attempts + 1, first.id.0, step.now());
             warn!(error = chain(&error), "could not ask for lost to-device messages; trying again");
             inbox::put_off(&mut tx, first.id, due_at).await?;
@@ -102,8 +105,7 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
             }
             done.remove(0);
         }
-        result => {
-            result?;
+        Ok(()) => {
             let now = step.now();
             bots::reconciled(&mut tx, step.bot.id, now).await?;
             step.bot.reconciled_at = Some(now);

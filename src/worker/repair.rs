@@ -122,6 +122,7 @@ pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
             // Nothing was changed yet, and nothing will change by itself: the wish ends here.
             let over = !error.is_retry() && step.bot.device_id != repair.new_device_id;
             let (text, now) = (chain(&error), step.now());
+            step.failed(&error).await;
             let mut tx = step.begin().await?;
             if over {
                 let outcome = RepairOutcome::Refused;
@@ -271,6 +272,7 @@ async fn switch(step: &mut Step<'_>) -> Result<(), StepError> {
             return Err(error);
         }
         warn!(error = chain(&error), "the last to-device messages of the old device are lost");
+        step.failed(&error).await;
     }
     step.forget_machine();
     let dropped = crypto_store(step).drop_damaged_room_keys().await.map_err(StepError::retry)?;

@@ -180,6 +180,56 @@ async fn a_poisoned_transaction_is_taken_in_and_stops_nobody() -> Result<()> {
     Ok(())
 }
 
+/// What nobody sees before the bot has decrypted it.
+#[tokio::test(flavor = "multi_thread")]
+async fn poison_inside_the_encryption_stops_nobody() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let other = scene.bot(&alice).await?;
+    alice.ping(&bot.room).await?;
+    let deep: Value = (0..300).fold(Value::Null, |inner, _| json!([inner]));
+    let long = noise(9000);
+    let withheld = |session: &str| {
+        json!({ "algorithm": "m.megolm.v1.aes-sha2", "room_id": bot.room, "session_id": session,
+            "sender_key": alice.sender_key(), "code": "m.blacklisted" })
+    };
+    let special = [
+        ("org.example.deep", json!({ "a": deep })),
+        ("m.key.verification.request", json!({ "a": deep })),
+        ("m.room_key.withheld", withheld("a\0b")),
+        ("m.room_key.withheld", withheld(&long)),
+        (long.as_str(), json!({})),
+    ];
+    let contents = contents();
+    let parsed: Vec<Value> =
+        contents.iter().filter_map(|content| serde_json::from_str(content).ok()).collect();
+    let all = parsed.iter().flat_map(|content| TYPES.iter().map(move |kind| (*kind, content)));
+    let mut messages = 0;
+    for (kind, content) in all.chain(special.iter().map(|(kind, content)| (*kind, content))) {
+        alice.send_inside_olm(&bot.user_id, &bot.device_id, kind, content).await?;
+        messages += 1;
+    }
+    for content in contents {
+        for kind in TYPES {
+            let encrypted = alice.encrypt_raw(&bot.room, kind, content.clone(), true).await?;
+            scene.fake.say(&bot.room, &alice.user_id, "m.room.encrypted", None, encrypted);
+            messages += 1;
+        }
+    }
+    alive(&alice, &[&bot, &other]).await?;
+    scene.settled().await?;
+    unharmed(&scene).await?;
+    let failed: i64 = sqlx::query_scalar(
+        "SELECT COUNT(*) FROM event_log JOIN events USING (event_seq)
+        WHERE decryption <> 'ok' AND clear_type IS NULL AND event_type = 'm.room.encrypted'",
+    )
+    .fetch_one(&scene.sql)
+    .await?;
+    ensure!(failed > 0, "nothing of it was too odd to be read");
+    let note = "read, or logged as failed; no bot had an error, both answered under new keys";
+    report::row("Attackers", "Poison inside Olm and Megolm", messages, 0, note);
+    Ok(())
+}
+
 /// The same, where a bot fetches what transactions did not bring, and where it asks for members.
 #[tokio::test(flavor = "multi_thread")]
 async fn poison_in_an_answer_of_the_homeserver_keeps_nothing_else_back() -> Result<()> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use serde_json::json;
 
 use super::scene::{PATIENCE, Scene};
 use crate::support::{
@@ -68,6 +69,50 @@ async fn a_message_whose_answer_is_lost_is_in_the_room_once() -> Result<()> {
     let said = scene.fake.said_by(&bot.user_id, &bot.room);
     ensure!(said.len() == 2, "the intro and one answer, not {said:?}");
     ensure!(scene.fake.calls("/send/").len() == 4, "the intro, and three attempts");
+    Ok(())
+}
+
+/// One-time keys whose private halves could not be written: nobody may ever get one of them, and the
+/// bot must not end with others under the same names.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_could_not_be_committed_are_not_published() -> Result<()> {
+    let (mut scene, alice, bot) = Scene::with_bot().await?;
+    // Somebody whose devices cannot be asked for gives the machine another question, always.
+    let room = scene.fake.room(&alice.user_id, true, &[&bot.user_id, "@x:dead.example"]);
+    alice.ping(&room).await?;
+    sqlx::raw_sql(
+        "CREATE SEQUENCE refusals;
+        CREATE FUNCTION refuse_once() RETURNS TRIGGER LANGUAGE plpgsql AS $$
+        BEGIN
+            IF nextval('refusals') = 1 THEN RAISE EXCEPTION 'refused on purpose'; END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER refuse_once BEFORE UPDATE ON crypto_accounts
+        FOR EACH ROW EXECUTE FUNCTION refuse_once()",
+    )
+    .execute(&scene.sql)
+    .await?;
+    // A machine that is opened anew asks at once about whom it could not ask before.
+    scene.greenshield.restart().await?;
+    let uploads = scene.fake.calls("/keys/upload").len();
+    scene.fake.drain_one_time_keys(&bot.user_id, &bot.device_id);
+    let counts = json!({ "org.matrix.msc3202.device_one_time_keys_count": bot.map(json!({})) });
+    scene.fake.transaction("drained", &counts).await?;
+    let pool = || scene.fake.one_time_keys(&bot.user_id, &bot.device_id);
+    poll::until("the pool to be full", PATIENCE, async || Ok((pool() >= 50).then_some(()))).await?;
+    scene.settled().await?;
+    let refused: i64 =
+        sqlx::query_scalar("SELECT last_value FROM refusals").fetch_one(&scene.sql).await?;
+    ensure!(refused > 1, "the account was written once more, after a refusal");
+    let made = scene.fake.calls("/keys/upload").split_off(uploads);
+    ensure!(made.len() == 1 && made.iter().all(|call| call.status == 200), "{made:?}");
+    // Whoever takes one of them is understood.
+    let carol = Person::new(&scene.fake, "carol").await?;
+    carol.join(&bot.room).await?;
+    carol.ping(&bot.room).await?;
+    let repaired: i64 =
+        sqlx::query_scalar("SELECT COUNT(*) FROM repairs").fetch_one(&scene.sql).await?;
+    ensure!(repaired == 0, "it was taken for sick");
     Ok(())
 }
 

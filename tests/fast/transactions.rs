@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::scene::{PATIENCE, Scene};
-use crate::support::poll;
+use crate::support::{fake_homeserver::Fault, poll};
 
 const EVENTS: &str = "events";
 const TO_DEVICE: &str = "de.sorunome.msc2409.to_device";
@@ -26,6 +26,39 @@ async fn what_comes_twice_is_answered_once() -> Result<()> {
         ensure!(scene.fake.transaction(id, body).await? == (200, json!({})));
     }
     scene.answered_once(&alice, &bot, &asked).await?;
+    Ok(())
+}
+
+/// A bot that was invited reads back what was said meanwhile, perhaps before a transaction brings it:
+/// those that were in the room before hear of it all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_bot_reads_back_is_pushed_to_the_others() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let invited = scene.bot(&alice).await?;
+    let room = scene.fake.room(&alice.user_id, true, &[&bot.user_id]);
+    alice.ping(&room).await?;
+    scene.settled().await?;
+
+    let joining = scene.fake.trap("/join/", 0, Fault::Slow(std::time::Duration::from_secs(2)));
+    let invite = json!({ "membership": "invite" });
+    scene.fake.say(&room, &alice.user_id, "m.room.member", Some(&invited.user_id), invite);
+    joining.sprung().await;
+    scene.fake.hold_events(true);
+    let asked = alice.say(&room, "!ping").await?;
+    let answer = alice.answer_to(&room, &asked).await?;
+    ensure!(answer.sender == invited.user_id, "nobody else has heard of it: {answer:?}");
+    ensure!(scene.decryption(&asked).await?.1 == 1);
+
+    scene.fake.hold_events(false);
+    scene.settled().await?;
+    ensure!(scene.decryption(&asked).await?.1 == 2, "the other bot has not got it");
+    let read = alice.read(&room).await?;
+    let answers = read.iter().filter(|read| read.answers.as_deref() == Some(&asked));
+    let mut by: Vec<_> = answers.map(|read| &read.sender).collect();
+    by.sort_unstable();
+    let mut bots = [&bot.user_id, &invited.user_id];
+    bots.sort_unstable();
+    ensure!(by == bots, "answered by {by:?}");
     Ok(())
 }
 

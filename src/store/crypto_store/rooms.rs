@@ -10,7 +10,10 @@ use ruma::{RoomId, UserId};
 use sqlx::PgConnection;
 
 use super::{PgCryptoStore, Result};
-use crate::{model::BotId, store::StoreError};
+use crate::{
+    model::{BotId, foreign},
+    store::StoreError,
+};
 
 const SETTINGS: &str = "crypto_room_settings";
 const WITHHELD: &str = "crypto_withheld_sessions";
@@ -166,7 +169,8 @@ impl Rows {
             rows.settings.insert((bot, room_id.to_string()), sealed);
         }
         for (room_id, entries) in &changes.withheld_session_info {
-            for (session_id, entry) in entries {
+            // What came inside Olm was seen by nobody: what is no id is no session's.
+            for (session_id, entry) in entries.iter().filter(|(id, _)| foreign::is_id(id)) {
                 let sealed = store.seal(WITHHELD, &[room_id.as_str(), session_id], entry)?;
                 rows.withheld.insert((bot, room_id.to_string(), session_id.clone()), sealed);
             }

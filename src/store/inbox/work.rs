@@ -27,12 +27,22 @@ pub enum Work {
 }
 
 /// Counts as a transaction tells them: an absent word is "no news", an empty pool is an explicit zero.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyCounts {
     /// One-time keys left on the homeserver; `None` when the transaction did not say.
     pub one_time_keys: Option<u64>,
     /// Unused fallback key algorithms; `None` when the transaction did not say.
     pub fallback_keys: Option<Vec<String>>,
+}
+
+impl KeyCounts {
+    /// Takes what came later in: the last word counts, of each kind.
+    pub fn update(&mut self, newer: Self) {
+        self.one_time_keys = newer.one_time_keys.or(self.one_time_keys);
+        if newer.fallback_keys.is_some() {
+            self.fallback_keys = newer.fallback_keys;
+        }
+    }
 }
 
 impl Work {
@@ -86,5 +96,21 @@ impl Work {
             ("forget_strangers", ..) => Some(Self::ForgetStrangers),
             _ => None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_word_counts_of_each_kind() {
+        let none_left = KeyCounts { one_time_keys: None, fallback_keys: Some(Vec::new()) };
+        let few = KeyCounts { one_time_keys: Some(20), fallback_keys: None };
+        let mut told = KeyCounts { one_time_keys: Some(3), fallback_keys: None };
+        told.update(none_left);
+        told.update(few);
+        let both = KeyCounts { one_time_keys: Some(20), fallback_keys: Some(Vec::new()) };
+        assert_eq!(told, both);
     }
 }

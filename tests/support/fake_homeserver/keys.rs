@@ -11,6 +11,8 @@ use super::{
 };
 
 const ALGORITHM: &str = "signed_curve25519";
+/// A server whose users' devices nobody can ask for.
+pub const DEAD_SERVER: &str = "dead.example";
 static NONE: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
 
 fn map(value: &Value) -> &Map<String, Value> {
@@ -65,6 +67,10 @@ impl State {
         let mut answer = json!({ "device_keys": {}, "master_keys": {}, "self_signing_keys": {},
             "user_signing_keys": {}, "failures": {} });
         for user in map(&call.body["device_keys"]).keys() {
+            if user.ends_with(DEAD_SERVER) {
+                answer["failures"][DEAD_SERVER] = json!({});
+                continue;
+            }
             let devices: Map<String, Value> = self
                 .devices
                 .iter()

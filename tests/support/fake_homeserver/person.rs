@@ -189,6 +189,18 @@ impl Person {
 
     /// The content of an encrypted message, its key having been given to everybody if `share`.
     pub async fn encrypt(&self, room: &str, text: &str, share: bool) -> Result<Value> {
+        let content = json!({ "msgtype": "m.text", "body": text });
+        self.encrypt_raw(room, "m.room.message", content.to_string(), share).await
+    }
+
+    /// The same for any content.
+    pub async fn encrypt_raw(
+        &self,
+        room: &str,
+        kind: &str,
+        content: String,
+        share: bool,
+    ) -> Result<Value> {
         let room_id = <&RoomId>::try_from(room)?;
         let readers: Vec<OwnedUserId> = self
             .fake
@@ -221,10 +233,8 @@ impl Person {
             let answer = send_event_to_device::v3::Response::new();
             self.machine.mark_request_as_sent(&message.txn_id, &answer).await?;
         }
-        let content = json!({ "msgtype": "m.text", "body": text });
-        let raw = Raw::from_json(to_raw_value(&content)?);
-        let encrypted =
-            self.machine.encrypt_room_event_raw(room_id, "m.room.message", &raw).await?;
+        let raw = Raw::from_json_string(content)?;
+        let encrypted = self.machine.encrypt_room_event_raw(room_id, kind, &raw).await?;
         Ok(serde_json::from_str(encrypted.content.json().get())?)
     }
 
@@ -286,6 +296,24 @@ impl Person {
     /// Begins another Megolm session with the next message.
     pub async fn forget_key(&self, room: &str) -> Result<()> {
         self.machine.discard_room_key(<&RoomId>::try_from(room)?).await?;
+        Ok(())
+    }
+
+    /// Sends something inside Olm to a device that was given a room key before.
+    pub async fn send_inside_olm(
+        &self,
+        user: &str,
+        device: &str,
+        kind: &str,
+        content: &Value,
+    ) -> Result<()> {
+        let (owner, id) = (UserId::parse(user)?, device.into());
+        let to = self.machine.get_device(&owner, id, None).await?.context("the device is known")?;
+        let content = to.encrypt_event_raw(kind, content, CollectStrategy::AllDevices).await?;
+        let content: Value = serde_json::from_str(content.json().get())?;
+        let event =
+            json!({ "type": "m.room.encrypted", "sender": self.user_id, "content": content });
+        self.fake.send_to_device(user, device, &event);
         Ok(())
     }
 
