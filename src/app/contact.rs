@@ -3,8 +3,8 @@
 //!
 //! A homeserver whose transactions failed tries again later and later, on Synapse up to eight minutes
 //! apart; a ping that goes through makes it try at once. Two things tell us that it may be waiting so:
-//! calls of ours fail, so that it may not have reached us either; or we refused its transactions,
-//! because the database was away. What it dropped meanwhile is asked for, bot by bot.
+//! calls of ours fail, so that it may not have reached us either; or its transactions were refused,
+//! because the database was away or another process died. What it dropped meanwhile is asked for, bot by bot.
 
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ pub(super) struct Contact {
     pub homeserver: Homeserver,
     /// Our id at the homeserver.
     pub appservice_id: String,
+    /// Whether nobody took transactions in before us.
+    pub was_away: bool,
     pub readiness: Readiness,
     pub refusals: Refusals,
     pub store: Store,
@@ -43,7 +45,10 @@ impl Contact {
     /// Until `stop`.
     pub(super) async fn keep(self, stop: CancellationToken) {
         let homeserver = async {
-            self.greet().await;
+            if self.greet().await > 0 || self.was_away {
+                // What came before the homeserver had counted us as back, it dropped, too.
+                self.outage_ended().await;
+            }
             loop {
                 self.trouble().await;
             }
@@ -67,7 +72,7 @@ impl Contact {
         }
     }
 
-    /// Waits until a transaction is refused, and then until the database takes one.
+    /// Waits until a transaction is refused or may have been, and then until the database takes one.
     async fn refused(&self) {
         self.refusals.noticed().await;
         tokio::time::sleep(SETTLE).await;

@@ -26,7 +26,7 @@ use crate::{
     registration::{self, Registration},
     responder,
     signup::{self, Signup},
-    store::{Committer, Signals, Store, leases::Process, transactions},
+    store::{Committer, Signals, Store, leases::Process},
     telemetry::Metrics,
     web::{self, kit, kit::Bounds},
     worker::{Context, InFlight, Pace, Settings, Supervisor},
@@ -62,7 +62,8 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
     let stop = CancellationToken::new();
 
     let listeners = Listeners::open(&config).await?;
-    let process = announce(&config, &store, &clock).await?;
+    let process = Process::announce(&store, config.workers.lease, clock.now()).await?;
+    let was_away = process.is_first;
     let (committer, commits) = Committer::new(store.clone(), signals.clone(), clock.clone());
     let context = Context {
         store: store.clone(),
@@ -113,9 +114,11 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
     parts.task("notifications", signals.clone().listen(store.pool().clone(), stop.clone()));
     parts.task("metrics", metrics.upkeep(stop.clone()));
     parts.task("commits", commits);
-    parts.task("supervisor", Supervisor::new(context, signals, process).run(stop.clone()));
+    let supervisor = Supervisor::new(context, signals, process, refusals.news());
+    parts.task("supervisor", supervisor.run(stop.clone()));
     let appservice_id = registration.id.clone();
-    let contact = Contact { homeserver, appservice_id, readiness, refusals, store, clock };
+    let contact =
+        Contact { homeserver, appservice_id, was_away, readiness, refusals, store, clock };
     parts.task("contact", contact.keep(stop.clone()));
     parts.helper(stop_on_signal(stop));
     info!(
@@ -142,17 +145,6 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
         namespace: registration::bots(&config.bots.localpart_prefix, server_name.as_str())
             .context("`bots.localpart_prefix`")?,
     })
-}
-
-/// Takes our place among the processes. If we are the only one, nobody took transactions in before us:
-/// what the homeserver dropped meanwhile is asked for, bot by bot.
-async fn announce(config: &Config, store: &Store, clock: &Clock) -> anyhow::Result<Process> {
-    let mut process = Process::announce(store, clock.now()).await?;
-    let lease = chrono::Duration::from_std(config.workers.lease)?;
-    if process.is_alone(lease, clock.now()).await? {
-        transactions::outage_ended(&mut *store.connection().await?, clock.now()).await?;
-    }
-    Ok(process)
 }
 
 async fn stop_on_signal(stop: CancellationToken) {

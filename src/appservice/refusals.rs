@@ -17,6 +17,12 @@ impl Refusals {
         self.news.notified().await;
     }
 
+    /// To be notified by who knows of a refusal from elsewhere: that of a process that died.
+    #[must_use]
+    pub fn news(&self) -> Arc<Notify> {
+        Arc::clone(&self.news)
+    }
+
     /// A transaction that is being taken in. Whatever ends it before [`Attempt::taken`] is a refusal: an
     /// error, a panic, a timeout, a homeserver that hangs up.
     pub(super) fn attempt(&self) -> Attempt<'_> {

@@ -4,30 +4,58 @@
 //! shard's fence. A shard is free to take when nobody owns it, when its lease ran out, or when its
 //! owner's advisory lock is free, which means that the owner's connection, and so the owner, is gone:
 //! a killed process is replaced at once, a frozen one when its lease ends.
+//!
+//! Time is the database's here, and nowhere else: processes whose clocks differ must agree on when a
+//! lease ends.
+//!
+//! Who dies or stands still may have had a transaction that nobody answered. The homeserver repeats it
+//! without its to-device messages and its changes of devices, and nobody else knows: so whoever notices
+//! declares an outage. If the one that notices dies before it has, the next one notices that.
 
-use chrono::{DateTime, Duration, Utc};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
-use super::{Fence, Store, StoreError, place};
+use super::{Fence, Store, StoreError, place, transactions};
+
+/// Any number: the lock under which processes announce themselves.
+const ANNOUNCING: i64 = 0x6772_6565_6e5f_6869;
 
 /// This process among those that share the database. Dropping it closes the connection that holds its
 /// lock, by which others see that it is gone.
 pub struct Process {
     /// Random, new at every start.
     pub id: Uuid,
+    /// Whether no other took transactions in when it was announced: then an outage was declared.
+    pub is_first: bool,
     lock: PgConnection,
     /// How many shards there are, as of the last renewal.
     shards: u64,
 }
 
+/// What a renewal brought.
+pub struct Renewal {
+    /// What the process owns now.
+    pub fences: Vec<Fence>,
+    /// Whether a process has died, or stood still for longer than its lease, perhaps this one: then an
+    /// outage was declared.
+    pub is_after_outage: bool,
+}
+
 impl Process {
-    /// Announces a process, on a connection of its own to the store's database.
+    /// Announces a process, on a connection of its own to the store's database. If nobody else is alive,
+    /// what the homeserver dropped meanwhile is to be asked for: declares an outage that ended `now`.
     ///
     /// # Errors
     ///
     /// [`StoreError::Restored`] if the database may not be served yet, or its own.
-    pub async fn announce(store: &Store, now: DateTime<Utc>) -> Result<Self, StoreError> {
+    pub async fn announce(
+        store: &Store,
+        lease: Duration,
+        now: DateTime<Utc>,
+    ) -> Result<Self, StoreError> {
         let id = Uuid::new_v4();
         let mut lock = PgConnection::connect_with(&store.pool().connect_options()).await?;
         place::settle(&mut lock, now).await?;
@@ -39,20 +67,48 @@ impl Process {
         )
         .execute(&mut lock)
         .await?;
+        let mut tx = lock.begin().await?;
+        // One at a time: of several that start at once, the first looks before any other is there.
+        sqlx::query!(
+            "-- leases.announcing
+            SELECT pg_advisory_xact_lock($1)",
+            ANNOUNCING,
+        )
+        .execute(&mut *tx)
+        .await?;
+        // One that was killed a moment ago has let go of its lock.
+        let is_first = sqlx::query_scalar!(
+            r#"-- leases.is_first
+            SELECT NOT EXISTS (
+                SELECT FROM processes p
+                WHERE seen_at > CLOCK_TIMESTAMP() - MAKE_INTERVAL(secs => $1) AND EXISTS (
+                    SELECT FROM pg_locks l
+                    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+                        AND ((l.classid::BIGINT << 32) | l.objid::BIGINT) = p.lock_key
+                )
+            ) AS "is_first!""#,
+            lease.as_secs_f64(),
+        )
+        .fetch_one(&mut *tx)
+        .await?;
         sqlx::query!(
             "-- leases.announce
-            INSERT INTO processes (process_id, lock_key, started_at, seen_at) VALUES ($1, $2, $3, $3)",
+            INSERT INTO processes (process_id, lock_key, started_at, seen_at)
+            VALUES ($1, $2, CLOCK_TIMESTAMP(), CLOCK_TIMESTAMP())",
             id,
             key,
-            now,
         )
-        .execute(&mut lock)
+        .execute(&mut *tx)
         .await?;
-        Ok(Self { id, lock, shards: u64::MAX })
+        if is_first {
+            transactions::outage_ended(&mut tx, now).await?;
+        }
+        tx.commit().await?;
+        Ok(Self { id, is_first, lock, shards: u64::MAX })
     }
 
-    /// Renews what this process owns, lets go of what is more than its fair share, takes what is free
-    /// up to that share, and returns what it owns now. Also forgets processes that are gone.
+    /// Renews what this process owns, lets go of what is more than its fair share, and takes what is free
+    /// up to that share. Also forgets processes that are gone.
     ///
     /// # Errors
     ///
@@ -61,10 +117,9 @@ impl Process {
         &mut self,
         lease: Duration,
         now: DateTime<Utc>,
-    ) -> Result<Vec<Fence>, StoreError> {
+    ) -> Result<Renewal, StoreError> {
         // Half a lease: a database that hangs must not make us believe that we still own something.
-        let patience = (lease / 2).to_std().unwrap_or_default();
-        tokio::time::timeout(patience, self.renew_now(lease, now))
+        tokio::time::timeout(lease / 2, self.renew_now(lease, now))
             .await
             .map_err(|_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))?
     }
@@ -75,16 +130,19 @@ impl Process {
         &mut self,
         lease: Duration,
         now: DateTime<Utc>,
-    ) -> Result<Vec<Fence>, StoreError> {
-        sqlx::query!(
-            "-- leases.seen
-            UPDATE processes SET seen_at = $2 WHERE process_id = $1",
+    ) -> Result<Renewal, StoreError> {
+        let lease = lease.as_secs_f64();
+        let stood_still = sqlx::query_scalar!(
+            r#"-- leases.seen
+            UPDATE processes p SET seen_at = CLOCK_TIMESTAMP()
+            FROM processes last WHERE p.process_id = $1 AND last.process_id = $1
+            RETURNING last.seen_at < CLOCK_TIMESTAMP() - MAKE_INTERVAL(secs => $2) AS "stood_still!""#,
             self.id,
-            now,
+            lease,
         )
-        .execute(&mut self.lock)
+        .fetch_one(&mut self.lock)
         .await?;
-        sqlx::query!(
+        let gone = sqlx::query!(
             "-- leases.forget_processes
             DELETE FROM processes p
             WHERE p.process_id <> $1 AND NOT EXISTS (
@@ -95,11 +153,13 @@ impl Process {
             self.id,
         )
         .execute(&mut self.lock)
-        .await?;
+        .await?
+        .rows_affected();
         let live: i64 = sqlx::query_scalar!(
             r#"-- leases.live
-            SELECT COUNT(*) AS "count!" FROM processes WHERE seen_at > $1"#,
-            now - lease,
+            SELECT COUNT(*) AS "count!" FROM processes
+            WHERE seen_at > CLOCK_TIMESTAMP() - MAKE_INTERVAL(secs => $1)"#,
+            lease,
         )
         .fetch_one(&mut self.lock)
         .await?;
@@ -124,73 +184,70 @@ impl Process {
         .execute(&mut self.lock)
         .await?;
         // `SKIP LOCKED`: a shard in the middle of somebody's write is taken next time.
-        sqlx::query!(
-            "-- leases.take
-            UPDATE shards SET owner = $1, fence = fence + 1, expires_at = $3
-            WHERE shard IN (
-                SELECT s.shard FROM shards s
+        let taken_from_others: i64 = sqlx::query_scalar!(
+            r#"-- leases.take
+            WITH free AS (
+                SELECT s.shard, s.owner FROM shards s
                 WHERE (
                     s.owner IS NULL
-                    OR s.expires_at < $2
+                    OR s.expires_at < CLOCK_TIMESTAMP()
                     OR s.owner NOT IN (SELECT process_id FROM processes)
                 ) AND s.owner IS DISTINCT FROM $1
                 ORDER BY s.shard
-                LIMIT GREATEST($4 - (SELECT COUNT(*) FROM shards WHERE owner = $1), 0)
+                LIMIT GREATEST($3 - (SELECT COUNT(*) FROM shards WHERE owner = $1), 0)
                 FOR UPDATE SKIP LOCKED
-            )",
+            ), taken AS (
+                UPDATE shards s
+                SET owner = $1, fence = fence + 1,
+                    expires_at = CLOCK_TIMESTAMP() + MAKE_INTERVAL(secs => $2)
+                FROM free WHERE free.shard = s.shard
+            )
+            SELECT COUNT(owner) AS "count!" FROM free"#,
             self.id,
-            now,
-            now + lease,
+            lease,
             share,
         )
-        .execute(&mut self.lock)
+        .fetch_one(&mut self.lock)
         .await?;
         let owned = sqlx::query!(
             "-- leases.renew
-            UPDATE shards SET expires_at = $2 WHERE owner = $1
+            UPDATE shards SET expires_at = CLOCK_TIMESTAMP() + MAKE_INTERVAL(secs => $2)
+            WHERE owner = $1
             RETURNING shard, fence",
             self.id,
-            now + lease,
+            lease,
         )
         .fetch_all(&mut self.lock)
         .await?;
-        Ok(owned
-            .into_iter()
-            .map(|row| Fence { shard: row.shard, owner: self.id, number: row.fence })
-            .collect())
-    }
-
-    /// Whether any other process is alive: one that was killed a moment ago is not.
-    ///
-    /// # Errors
-    ///
-    /// The database's own.
-    pub async fn is_alone(
-        &mut self,
-        lease: Duration,
-        now: DateTime<Utc>,
-    ) -> Result<bool, StoreError> {
-        Ok(sqlx::query_scalar!(
-            r#"-- leases.is_alone
-            SELECT NOT EXISTS (
-                SELECT FROM processes p
-                WHERE process_id <> $1 AND seen_at > $2 AND EXISTS (
-                    SELECT FROM pg_locks l
-                    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-                        AND ((l.classid::BIGINT << 32) | l.objid::BIGINT) = p.lock_key
-                )
-            ) AS "alone!""#,
-            self.id,
-            now - lease,
-        )
-        .fetch_one(&mut self.lock)
-        .await?)
+        let is_after_outage = stood_still || gone > 0 || taken_from_others > 0;
+        if is_after_outage {
+            transactions::outage_ended(&mut self.lock, now).await?;
+        }
+        let fence = |shard, number| Fence { shard, owner: self.id, number };
+        let fences = owned.into_iter().map(|row| fence(row.shard, row.fence)).collect();
+        Ok(Renewal { fences, is_after_outage })
     }
 
     /// Whether `owned` shards are all there are.
     #[must_use]
     pub const fn owns_all(&self, owned: usize) -> bool {
         owned as u64 >= self.shards
+    }
+
+    /// It takes no more transactions in, while running steps end: who starts now is not to count on it.
+    ///
+    /// # Errors
+    ///
+    /// The database's own.
+    pub async fn stopping(&mut self) -> Result<(), StoreError> {
+        sqlx::query!(
+            "-- leases.stopping
+            UPDATE processes SET seen_at = 'epoch' WHERE process_id = $1",
+            self.id,
+        )
+        .execute(&mut self.lock)
+        .await?;
+        Ok(())
     }
 
     /// Lets everything go, so that others can take over at once.
@@ -241,4 +298,121 @@ pub async fn alive(conn: &mut PgConnection) -> Result<i64, StoreError> {
 fn lock_key(id: Uuid) -> i64 {
     let (high, _) = id.as_u64_pair();
     i64::from_ne_bytes(high.to_ne_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use futures_util::future::join_all;
+
+    use super::*;
+    use crate::{
+        clock::Clock,
+        store::testing::{TestDatabase, database},
+    };
+
+    const LEASE: Duration = Duration::from_mins(1);
+
+    async fn announce(database: &TestDatabase) -> Process {
+        let now = Clock::system().now();
+        Process::announce(&database.store, LEASE, now).await.expect("announces")
+    }
+
+    /// How many shards it has after this, and whether it found that something was lost.
+    async fn renew(process: &mut Process, ahead: TimeDelta) -> (usize, bool) {
+        let now = Clock::system().now() + ahead;
+        let renewal = process.renew(LEASE, now).await.expect("renews");
+        (renewal.fences.len(), renewal.is_after_outage)
+    }
+
+    async fn outage(database: &TestDatabase) -> String {
+        database
+            .text("SELECT CONCAT(reconcile_before, ' ', device_epoch) FROM homeserver_state")
+            .await
+    }
+
+    /// Nothing was heard of it for an hour.
+    async fn stand_still(database: &TestDatabase, process: &Process) {
+        let id = process.id;
+        let still = format!(
+            "UPDATE processes SET seen_at = seen_at - INTERVAL '1 hour' WHERE process_id = '{id}';
+            UPDATE shards SET expires_at = expires_at - INTERVAL '61 seconds' WHERE owner = '{id}'"
+        );
+        database.execute(&still).await;
+    }
+
+    #[tokio::test]
+    async fn of_several_that_start_at_once_one_declares_the_outage() {
+        let database = database().await;
+        for round in 0..5 {
+            let before = outage(&database).await;
+            let all = join_all((0..6).map(|_| announce(&database))).await;
+            assert_eq!(all.iter().filter(|one| one.is_first).count(), 1, "round {round}");
+            assert_ne!(outage(&database).await, before, "round {round}");
+            for process in all {
+                process.leave().await.expect("leaves");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_death_is_noticed_once_and_a_farewell_is_none() {
+        let database = database().await;
+        let mut stays = announce(&database).await;
+        let (leaves, dies) = (announce(&database).await, announce(&database).await);
+        assert_eq!(renew(&mut stays, TimeDelta::zero()).await, (22, false));
+        leaves.leave().await.expect("leaves");
+        assert_eq!(renew(&mut stays, TimeDelta::zero()).await, (32, false));
+
+        let before = outage(&database).await;
+        drop(dies);
+        let noticed = async {
+            while !renew(&mut stays, TimeDelta::zero()).await.1 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), noticed).await.expect("notices");
+        let after = outage(&database).await;
+        assert_ne!(after, before);
+        assert_eq!(renew(&mut stays, TimeDelta::zero()).await, (64, false));
+        assert_eq!(outage(&database).await, after);
+    }
+
+    #[tokio::test]
+    async fn who_stood_still_is_noticed_by_another_and_by_itself() {
+        let database = database().await;
+        let (mut one, mut other) = (announce(&database).await, announce(&database).await);
+        assert_eq!(renew(&mut one, TimeDelta::zero()).await, (32, false));
+        assert_eq!(renew(&mut other, TimeDelta::zero()).await, (32, false));
+        stand_still(&database, &one).await;
+        assert_eq!(renew(&mut other, TimeDelta::zero()).await, (64, true));
+        let before = outage(&database).await;
+        assert_eq!(renew(&mut one, TimeDelta::zero()).await, (0, true));
+        assert_ne!(outage(&database).await, before);
+        assert_eq!(renew(&mut one, TimeDelta::zero()).await, (0, false));
+    }
+
+    /// The one's clock is an hour ahead, the other's an hour behind.
+    #[tokio::test]
+    async fn clocks_that_differ_decide_nothing() {
+        let database = database().await;
+        let (mut fast, mut slow) = (announce(&database).await, announce(&database).await);
+        let (ahead, behind) = (TimeDelta::hours(1), TimeDelta::hours(-1));
+        for _ in 0..2 {
+            assert_eq!(renew(&mut fast, ahead).await, (32, false));
+            assert_eq!(renew(&mut slow, behind).await, (32, false));
+        }
+        stand_still(&database, &fast).await;
+        assert_eq!(renew(&mut slow, behind).await, (64, true));
+    }
+
+    #[tokio::test]
+    async fn one_that_is_stopping_takes_nothing_in() {
+        let database = database().await;
+        let (mut stops, second) = (announce(&database).await, announce(&database).await);
+        assert!(!second.is_first);
+        second.leave().await.expect("leaves");
+        stops.stopping().await.expect("tells");
+        assert!(announce(&database).await.is_first);
+    }
 }

@@ -11,7 +11,10 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt as _;
-use tokio::task::{JoinError, JoinSet};
+use tokio::{
+    sync::Notify,
+    task::{JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error, info, warn};
 
@@ -47,6 +50,7 @@ pub struct Supervisor {
     context: Context,
     signals: Signals,
     process: Process,
+    refusals: Arc<Notify>,
     fences: HashMap<i16, Fence>,
     busy: HashSet<BotId>,
     steps: JoinSet<BotId>,
@@ -56,14 +60,21 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// A supervisor for the process that `process` announced.
+    /// A supervisor for the process that `process` announced. Tells `refusals` when another one may have
+    /// died with a transaction that it had not answered.
     #[must_use]
-    pub fn new(context: Context, signals: Signals, process: Process) -> Self {
+    pub fn new(
+        context: Context,
+        signals: Signals,
+        process: Process,
+        refusals: Arc<Notify>,
+    ) -> Self {
         let machines = Arc::new(Mutex::new(Machines::new(context.settings.machine_cache)));
         Self {
             context,
             signals,
             process,
+            refusals,
             fences: HashMap::new(),
             busy: HashSet::new(),
             steps: JoinSet::new(),
@@ -102,6 +113,9 @@ impl Supervisor {
             };
         }
         info!(running = self.steps.len(), "stopping: waiting for running steps");
+        if let Err(error) = self.process.stopping().await {
+            warn!(error = chain(&error), "could not tell the other processes that this one stops");
+        }
         while self.steps.join_next().await.is_some() {}
         self.retention.stop().await;
         if let Err(error) = self.process.leave().await {
@@ -137,15 +151,22 @@ impl Supervisor {
     }
 
     async fn renew_leases(&mut self) -> Result<Vec<Fence>, StoreError> {
-        let lease = chrono::Duration::from_std(self.context.settings.lease)
-            .unwrap_or_else(|_| chrono::Duration::seconds(15));
-        self.process.renew(lease, self.context.clock.now()).await
+        let lease = self.context.settings.lease;
+        let renewal = self.process.renew(lease, self.context.clock.now()).await?;
+        if renewal.is_after_outage {
+            warn!(
+                "a process died or stood still: what the homeserver dropped meanwhile is asked for"
+            );
+            self.refusals.notify_one();
+        }
+        Ok(renewal.fences)
     }
 
     /// The connection that stood for this process is gone, as after a restart of the database: another
     /// takes its place. Until that succeeds nothing is ours.
     async fn announce_anew(&mut self) -> Vec<Fence> {
-        match Process::announce(&self.context.store, self.context.clock.now()).await {
+        let Context { store, settings, clock, .. } = &self.context;
+        match Process::announce(store, settings.lease, clock.now()).await {
             Ok(process) => self.process = process,
             Err(error) => {
                 warn!(error = chain(&error), "the database cannot be reached");

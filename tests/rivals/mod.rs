@@ -1,6 +1,7 @@
 //! Several greenshields on one database, homeservers that go away, bots that are sick, and backups
 //! that are restored. Small here; `scripts/reliability` gives them more time.
 
+mod absence;
 mod backup;
 mod calls;
 mod freeze;

@@ -21,6 +21,7 @@ async fn one_is_killed_and_the_other_answers_within_seconds() -> Result<()> {
     let mut pair = Pair::start(15).await?;
     let alice = Person::new(&pair.scene.fake, "alice").await?;
     let bots = [pair.bot_of(0, &alice).await?, pair.bot_of(1, &alice).await?];
+    pair.scene.fake.forget_like_synapse();
     let mut asked: [Vec<String>; 2] = Default::default();
     let mut longest = Duration::ZERO;
     let budget = report::budget(0.05, Duration::ZERO);
@@ -64,6 +65,7 @@ async fn a_rolling_restart_under_load_loses_and_doubles_nothing() -> Result<()> 
     let mut pair = Pair::start(6).await?;
     let alice = Person::new(&pair.scene.fake, "alice").await?;
     let bots = [pair.bot_of(0, &alice).await?, pair.bot_of(1, &alice).await?];
+    pair.scene.fake.forget_like_synapse();
     let budget = report::budget(0.05, Duration::ZERO);
     let began = Instant::now();
     let mut asked: [Vec<String>; 2] = Default::default();
