@@ -175,8 +175,9 @@ const TRUSTED_FOR: std::time::Duration = std::time::Duration::from_secs(1);
 pub fn pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
     // Every statement of this crate stays prepared on every connection.
     let options = options.statement_cache_capacity(256).options([
-        // A frozen process holds its shard's row for as long as its transaction lasts: not for ever.
-        ("idle_in_transaction_session_timeout", "15s"),
+        // A process that freezes in a transaction keeps its shard's row locked, and the next copy of what
+        // it was taking in waiting: for no longer than the shortest lease there is.
+        ("idle_in_transaction_session_timeout", "5s"),
         // Every statement here has its index and is planned once: to plan it takes longer than to
         // run it, and a plan that was made while a table was empty must do when it is full.
         ("plan_cache_mode", "force_generic_plan"),

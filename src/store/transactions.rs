@@ -16,10 +16,12 @@ pub async fn take_in(
     body_digest: &[u8],
     now: DateTime<Utc>,
 ) -> Result<bool, StoreError> {
+    // Where another process notes that it was heard, it is noted: nobody waits for one that stands still.
     let done = sqlx::query!(
         "-- transactions.take_in
         WITH heard AS (
             UPDATE homeserver_state SET last_transaction_at = $3
+            WHERE singleton IN (SELECT singleton FROM homeserver_state FOR UPDATE SKIP LOCKED)
         )
         INSERT INTO transactions (txn_id, body_digest, received_at)
         VALUES ($1, $2, $3)
