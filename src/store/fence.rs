@@ -80,6 +80,15 @@ impl Fence {
 }
 
 impl Store {
+    /// Proves that `fence` holds at this moment.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::LeaseLost`], or the database's own.
+    pub async fn prove(&self, fence: Fence) -> Result<(), StoreError> {
+        self.run(async |conn| fence.hold(conn).await).await
+    }
+
     /// A transaction in which `fence` holds.
     ///
     /// # Errors

@@ -223,6 +223,13 @@ impl<'a> Step<'a> {
         &self.context.homeserver
     }
 
+    /// To be called right before the homeserver is asked for what another process, if it has taken the bot
+    /// over, must not find done twice. A commit proves the lease, too, but only when there is something to
+    /// be committed.
+    pub(super) async fn prove_lease(&self) -> Result<(), StepError> {
+        Ok(self.context.store.prove(self.fence).await?)
+    }
+
     /// A transaction under the lease, after what was gathered is committed.
     pub(super) async fn begin(&mut self) -> Result<Tx, StepError> {
         self.commit().await?;

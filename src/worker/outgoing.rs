@@ -109,6 +109,8 @@ async fn send_one(
     match request {
         AnyOutgoingRequest::KeysUpload(request) => {
             let homeserver = step.homeserver().await?;
+            // What another process has uploaded may be used up by now.
+            step.prove_lease().await?;
             let answer = match homeserver.send((&step.actor).into(), request.clone()).await {
                 Ok(answer) => answer,
                 Err(error) => return Err(repair::keys_refused(step, error).await),
@@ -130,6 +132,8 @@ pub(super) async fn claim(
     id: &TransactionId,
     request: claim_keys::v3::Request,
 ) -> Result<(), StepError> {
+    // A key that is claimed is gone.
+    step.prove_lease().await?;
     let answer = step.ask().send((&step.actor).into(), request).await?;
     let kept = step.kept().await?;
     kept.machine.mark_sent(id, &answer).await?;

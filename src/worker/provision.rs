@@ -193,6 +193,7 @@ async fn direct_room(step: &mut Step<'_>, signup: &mut OpenSignup) -> Result<(),
     let room = if let Some(room) = homeserver.find_direct_room(&step.actor, &marker).await? {
         room
     } else {
+        step.prove_lease().await?;
         let room = DirectRoom { invitee: &human, marker: &marker };
         homeserver.create_direct_room(&step.actor, room).await?
     };

@@ -10,7 +10,7 @@ use super::{
     quiet,
 };
 use crate::{
-    fast::scene::{Bot, PATIENCE},
+    fast::scene::{Bot, PATIENCE, sign_up},
     support::{
         fake_homeserver::{Fault, Person, Trap},
         hold::{Fate, Holds, Moment},
@@ -72,6 +72,39 @@ async fn a_process_that_was_frozen_at_work_writes_nothing_when_it_wakes() -> Res
         frozen.longest.as_secs_f64()
     );
     report::row("Several processes", "SIGSTOP past the lease, and SIGCONT", times as u64, 0, &note);
+    Ok(())
+}
+
+/// It has just been told that there is no room yet, and nothing that it does next has to be committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_was_frozen_at_a_signup_makes_no_second_room() -> Result<()> {
+    let mut pair = Pair::start(LEASE).await?;
+    let fake = pair.scene.fake.clone();
+    let alice = Person::new(&fake, "alice").await?;
+    let code = pair.scene.greenshield.mint_code(&alice.user_id, 1)?;
+    let told = fake.trap("/joined_rooms", 0, Fault::Slow(Duration::from_secs(2)));
+    let public = pair.other.public_url();
+    let (signup, frozen) = tokio::join!(sign_up(&public, &code, "helper", None), async {
+        poll::until("the look for a room", PATIENCE, async || {
+            Ok((fake.slowed("/joined_rooms") > 0).then_some(()))
+        })
+        .await?;
+        let sql = "SELECT user_id FROM bots ORDER BY bot_id DESC LIMIT 1";
+        let bot: String = sqlx::query_scalar(sql).fetch_one(&pair.scene.sql).await?;
+        let worker = pair.worker_of(&bot).await?;
+        ensure!(worker == 0, "the one whose listener was asked works it itself");
+        pair.signal(worker, Signal::Stop)?;
+        told.sprung().await;
+        anyhow::Ok(worker)
+    });
+    let (frozen, (status, signup)) = (frozen?, signup?);
+    ensure!(status == 200, "{signup}");
+    let made = || fake.calls("/createRoom").len();
+    ensure!(made() == 1, "{} rooms", made());
+    pair.signal(frozen, Signal::Cont)?;
+    pair.shared().await?;
+    quiet(&pair.scene).await?;
+    ensure!(made() == 1, "{} rooms", made());
     Ok(())
 }
 

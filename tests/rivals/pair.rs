@@ -83,11 +83,15 @@ impl Pair {
 
     /// Who works this bot now.
     pub async fn works(&self, bot: &Bot) -> Result<usize> {
+        self.worker_of(&bot.user_id).await
+    }
+
+    pub async fn worker_of(&self, user_id: &str) -> Result<usize> {
         let name: String = sqlx::query_scalar(
             "SELECT n.name FROM bots b JOIN shards s USING (shard)
             JOIN watch.names n ON n.process_id = s.owner WHERE b.user_id = $1",
         )
-        .bind(&bot.user_id)
+        .bind(user_id)
         .fetch_one(&self.scene.sql)
         .await?;
         NAMES.iter().position(|known| *known == name).context(name)
