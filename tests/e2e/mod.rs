@@ -22,6 +22,7 @@ macro_rules! with_both_engines {
 mod harness;
 #[macro_use]
 pub mod scene;
+mod balancer;
 mod direct_rooms;
 mod keys;
 mod repair;

@@ -32,6 +32,14 @@ pub fn human_js() -> Result<PathBuf> {
     existing(harness()?.join("human-js"))
 }
 
+/// The balancer of `docs/OPERATIONS.md`: Debian puts it where only root's `PATH` looks.
+pub fn haproxy() -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut candidates = env::split_paths(&path).chain(["/usr/sbin".into()]);
+    let found = candidates.find_map(|dir| Some(dir.join("haproxy")).filter(|file| file.exists()));
+    found.context("haproxy is missing: run scripts/setup")
+}
+
 /// The binary under test: cargo names it to tests; an example finds it beside itself.
 pub fn greenshield() -> Result<PathBuf> {
     let program = match (env::var_os("GREENSHIELD_BIN"), option_env!("CARGO_BIN_EXE_greenshield")) {

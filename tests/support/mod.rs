@@ -18,6 +18,7 @@
     reason = "the test binary and the demo share this, and neither uses all of it"
 )]
 
+pub mod balancer;
 pub mod cluster;
 pub mod fake_homeserver;
 pub mod greenshield;
