@@ -52,7 +52,7 @@ impl Homeserver {
         let answer = self
             .json(Method::GET, &["_matrix", "client", "versions"], &[], As::Service, NO_BODY)
             .await?;
-        field(answer, "versions")
+        self.field(answer, "versions")
     }
 
     /// Whom the homeserver takes us for.
@@ -62,7 +62,7 @@ impl Homeserver {
     /// [`HomeserverError`]; `M_UNKNOWN_TOKEN` when the registration is not installed.
     pub async fn whoami(&self, as_: As<'_>) -> Result<OwnedUserId, HomeserverError> {
         let answer = self.json(Method::GET, v3!["account", "whoami"], &[], as_, NO_BODY).await?;
-        field(answer, "user_id")
+        self.field(answer, "user_id")
     }
 
     /// Asks the homeserver to ping our appservice listener. On Synapse a successful ping also makes
@@ -149,7 +149,7 @@ impl Homeserver {
     ) -> Result<OwnedRoomId, HomeserverError> {
         let path = v3!["join", room.as_str()];
         let answer = self.json(Method::POST, path, &[], bot.into(), Some(&json!({}))).await?;
-        field(answer, "room_id")
+        self.field(answer, "room_id")
     }
 
     /// Leaves a room or declines an invite.
@@ -186,7 +186,7 @@ impl Homeserver {
         });
         let answer =
             self.json(Method::POST, v3!["createRoom"], &[], bot.into(), Some(&body)).await?;
-        field(answer, "room_id")
+        self.field(answer, "room_id")
     }
 
     /// The room that [`Homeserver::create_direct_room`] made with this marker, if it exists.
@@ -200,7 +200,7 @@ impl Homeserver {
         marker: &str,
     ) -> Result<Option<OwnedRoomId>, HomeserverError> {
         let answer = self.json(Method::GET, v3!["joined_rooms"], &[], bot.into(), NO_BODY).await?;
-        let rooms: Vec<OwnedRoomId> = field(answer, "joined_rooms")?;
+        let rooms: Vec<OwnedRoomId> = self.field(answer, "joined_rooms")?;
         for room in rooms {
             let creation = self.state(bot, &room, "m.room.create").await?;
             if creation.is_some_and(|c| c.get(MARKER_KEY).and_then(Value::as_str) == Some(marker)) {
@@ -296,7 +296,7 @@ impl Homeserver {
     ) -> Result<OwnedEventId, HomeserverError> {
         let path = v3!["rooms", room.as_str(), "send", event_type, txn_id.as_str()];
         let answer = self.json(Method::PUT, path, &[], bot.into(), Some(content)).await?;
-        field(answer, "event_id")
+        self.field(answer, "event_id")
     }
 
     /// Marks `room` as a direct room with `human` in the bot's account data, keeping what is there.
@@ -328,10 +328,15 @@ impl Homeserver {
         self.json(Method::PUT, path, &[], bot.into(), Some(&direct)).await?;
         Ok(())
     }
-}
 
-/// A field of an answer, as the type that the caller expects.
-fn field<T: DeserializeOwned>(mut answer: Value, name: &str) -> Result<T, HomeserverError> {
-    let value = answer.get_mut(name).map(Value::take).unwrap_or_default();
-    serde_json::from_value(value).map_err(|e| HomeserverError::Answer(format!("its `{name}`: {e}")))
+    /// A field of an answer, as the type that the caller expects.
+    fn field<T: DeserializeOwned>(
+        &self,
+        mut answer: Value,
+        name: &str,
+    ) -> Result<T, HomeserverError> {
+        let value = answer.get_mut(name).map(Value::take).unwrap_or_default();
+        serde_json::from_value(value)
+            .map_err(|e| self.not_understood(&format!("its `{name}`: {e}")))
+    }
 }

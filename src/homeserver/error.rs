@@ -66,12 +66,18 @@ impl HomeserverError {
                 .unwrap_or_else(|| "M_UNKNOWN".to_owned()),
             error: error.map_or_else(
                 || "no Matrix error in the body".to_owned(),
-                |error| one_line(&error.replace(secret, "(our token)")),
+                |error| repeatable(&error, secret),
             ),
             retry_after: millis
                 .map(|ms| Duration::from_secs_f64((ms / 1000.0).min(MAX_RETRY_AFTER.as_secs_f64())))
                 .or(retry_after),
         }
+    }
+
+    /// That an answer could not be understood. A parser quotes what it did not expect, so `why` is as much
+    /// the homeserver's text as that of a refusal.
+    pub(super) fn answer(why: &str, secret: &str) -> Self {
+        Self::Answer(repeatable(why, secret))
     }
 
     /// Whether the same call may succeed later: an outage, a rate limit, a broken answer. A refusal
@@ -126,7 +132,11 @@ fn is_errcode(text: &str) -> bool {
     text.len() <= 100 && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.".contains(c))
 }
 
-fn one_line(text: &str) -> String {
+/// A text of the homeserver as it may stand in logs and rows: short, one line, and without `secret`, also
+/// where a parser has quoted and so escaped it.
+fn repeatable(text: &str, secret: &str) -> String {
+    const INSTEAD: &str = "(our token)";
+    let text = text.replace(secret, INSTEAD).replace(&secret.escape_debug().to_string(), INSTEAD);
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
 }
 
@@ -189,5 +199,16 @@ mod tests {
         let error = HomeserverError::refused(StatusCode::FORBIDDEN, None, body, "s3cret");
         let text = error.to_string();
         assert!(text.ends_with("403 M_UNKNOWN: you sent Bearer (our token)"), "{text}");
+    }
+
+    #[test]
+    fn what_a_parser_quotes_is_short_and_repeats_no_token() {
+        let secret = "s3\"cret";
+        let answer = serde_json::json!(format!("Bearer {secret}\n{}", "long ".repeat(1000)));
+        let quoted = serde_json::from_value::<Vec<String>>(answer).expect_err("no list");
+        assert!(quoted.to_string().contains(r#"s3\"cret"#), "{quoted}");
+        let text = HomeserverError::answer(&quoted.to_string(), secret).to_string();
+        assert!(text.contains("Bearer (our token)") && !text.contains("cret"), "{text}");
+        assert!(text.len() < 400 && !text.contains('\n'), "{text}");
     }
 }

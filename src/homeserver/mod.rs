@@ -148,7 +148,12 @@ impl Homeserver {
             .map_err(|e| HomeserverError::Request(e.to_string()))?;
         let answer = self.execute(request).await?;
         R::IncomingResponse::try_from_http_response(answer)
-            .map_err(|e| HomeserverError::Answer(e.to_string()))
+            .map_err(|e| self.not_understood(&e.to_string()))
+    }
+
+    /// That an answer could not be understood, told without our token.
+    fn not_understood(&self, why: &str) -> HomeserverError {
+        HomeserverError::answer(why, self.as_token.expose_secret())
     }
 
     /// Sends a request whose body and answer are plain JSON; `path` is a list of segments.
@@ -199,7 +204,7 @@ impl Homeserver {
         }
         let request = request.build().map_err(HomeserverError::Unreachable)?;
         let answer = self.execute(request).await?;
-        serde_json::from_slice(answer.body()).map_err(|e| HomeserverError::Answer(e.to_string()))
+        serde_json::from_slice(answer.body()).map_err(|e| self.not_understood(&e.to_string()))
     }
 
     /// Sends, and turns every answer that is not a success into an error.
@@ -225,7 +230,7 @@ impl Homeserver {
         let mut body = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(HomeserverError::Unreachable)? {
             if body.len() + chunk.len() > MAX_ANSWER_BYTES {
-                return Err(HomeserverError::Answer("the answer is too large".to_owned()));
+                return Err(self.not_understood("the answer is too large"));
             }
             body.extend_from_slice(&chunk);
         }
@@ -239,13 +244,13 @@ impl Homeserver {
         // Every answer is a JSON object. Some are read no further: a page of a proxy must not pass for
         // one of those, or a room key would count as sent.
         if serde_json::from_slice::<BTreeMap<String, &RawValue>>(&body).is_err() {
-            return Err(HomeserverError::Answer("it is not a JSON object".to_owned()));
+            return Err(self.not_understood("it is not a JSON object"));
         }
         http::Response::builder()
             .status(status)
             .header(http::header::CONTENT_TYPE, "application/json")
             .body(Bytes::from(body))
-            .map_err(|e| HomeserverError::Answer(e.to_string()))
+            .map_err(|e| self.not_understood(&e.to_string()))
     }
 }
 
