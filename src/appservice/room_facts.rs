@@ -1,11 +1,12 @@
 //! What a state event tells of its room, as far as sending needs to know it.
 
 use super::wire::RoomEvent;
-use crate::store::rooms::Fact;
+use crate::{model::foreign, store::rooms::Fact};
 
 /// The fact that this event tells, if it is a state event that tells one.
 pub(super) fn fact(event: &RoomEvent) -> Option<Fact> {
     let state_key = event.state_key.as_deref()?;
+    let content = event.json.get("content");
     match (event.event_type.as_str(), state_key) {
         ("m.room.member", user_id) => Some(Fact::Member {
             user_id: user_id.to_owned(),
@@ -15,9 +16,9 @@ pub(super) fn fact(event: &RoomEvent) -> Option<Fact> {
                 _ => "leave".to_owned(),
             },
         }),
-        ("m.room.encryption", "") => Some(Fact::Encryption(event.json.get("content")?.clone())),
+        ("m.room.encryption", "") => Some(Fact::Encryption(foreign::encryption(content))),
         ("m.room.history_visibility", "") => {
-            Some(Fact::HistoryVisibility(event.content_str("history_visibility")?.to_owned()))
+            Some(Fact::HistoryVisibility(foreign::history_visibility(content)))
         }
         _ => None,
     }

@@ -77,14 +77,14 @@ impl Transaction {
     pub fn read(body: &[u8]) -> Result<Self, serde_json::Error> {
         let mut body: Body = serde_json::from_slice(&foreign::without_nul(body))?;
         let mut transaction = Self::default();
-        for event in transaction.take_list(&mut body, &["events"]) {
+        for event in transaction.take_list(&mut body, &["events"], what_is_sound) {
             match RoomEvent::read(event) {
                 Some(event) => transaction.events.push(event),
                 None => transaction.skipped += 1,
             }
         }
         let names = ["to_device", "de.sorunome.msc2409.to_device"];
-        for message in transaction.take_list(&mut body, &names) {
+        for message in transaction.take_list(&mut body, &names, |_| None) {
             match ToDevice::read(message) {
                 Some(message) => transaction.to_device.push(message),
                 None => transaction.skipped += 1,
@@ -119,7 +119,7 @@ impl Transaction {
         // Whoever left shares no room any more; asking for their keys once too often does no harm.
         for name in ["device_lists", "org.matrix.msc3202.device_lists"] {
             let mut lists: Body = take(&mut body, name).unwrap_or_default();
-            for user in transaction.take_list(&mut lists, &["changed"]) {
+            for user in transaction.take_list(&mut lists, &["changed"], |_| None) {
                 match user {
                     Value::String(user) if foreign::is_id(&user) => {
                         transaction.changed_users.push(user);
@@ -133,15 +133,21 @@ impl Transaction {
         Ok(transaction)
     }
 
-    /// The items of the lists under all of these names, one list after the other.
-    fn take_list(&mut self, body: &mut Body, names: &[&str]) -> Vec<Value> {
+    /// The items of the lists under all of these names, one list after the other; one that does not parse
+    /// is what `otherwise` makes of it.
+    fn take_list(
+        &mut self,
+        body: &mut Body,
+        names: &[&str],
+        otherwise: fn(&RawValue) -> Option<Value>,
+    ) -> Vec<Value> {
         let mut items = Vec::new();
         for name in names {
             let list: Vec<Box<RawValue>> = take(body, name).unwrap_or_default();
             for item in list {
-                match serde_json::from_str(item.get()) {
-                    Ok(item) => items.push(item),
-                    Err(_) => self.skipped += 1,
+                match serde_json::from_str(item.get()).ok().or_else(|| otherwise(&item)) {
+                    Some(item) => items.push(item),
+                    None => self.skipped += 1,
                 }
             }
         }
@@ -194,6 +200,23 @@ impl ToDevice {
     }
 }
 
+/// Of a state event that no parser takes, the fields that one does: whoever turns encryption on, or leaves,
+/// with depths or numbers in the content that we cannot read has done it all the same.
+fn what_is_sound(event: &RawValue) -> Option<Value> {
+    let sound = |fields: &RawValue| -> Option<Map<String, Value>> {
+        let fields: Body = serde_json::from_str(fields.get()).ok()?;
+        let parsed = fields
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, serde_json::from_str(value.get()).ok()?)));
+        Some(parsed.collect())
+    };
+    let fields: Body = serde_json::from_str(event.get()).ok()?;
+    let content = fields.get("content").and_then(|content| sound(content)).unwrap_or_default();
+    let mut event = sound(event)?;
+    event.insert("content".to_owned(), content.into());
+    event.get("state_key").is_some_and(Value::is_string).then_some(event.into())
+}
+
 /// What stands under a name, if it has the shape that is wanted.
 fn take<T: DeserializeOwned>(body: &mut Body, name: &str) -> Option<T> {
     serde_json::from_str(body.remove(name)?.get()).ok()
@@ -230,6 +253,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::store::rooms::Fact;
 
     fn read(body: &Value) -> Transaction {
         Transaction::read(body.to_string().as_bytes()).expect("an object")
@@ -294,6 +318,40 @@ mod tests {
         assert_eq!(transaction.events.len(), 1);
         assert_eq!(transaction.changed_users, ["@a:x"]);
         assert_eq!(transaction.skipped, 5);
+    }
+
+    #[test]
+    fn a_state_event_counts_whatever_its_content_holds() {
+        let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
+        let event = |kind: &str, key: &str, content: &str| {
+            format!(
+                r#"{{"event_id": "$1", "room_id": "!r:x", "sender": "@a:x", "type": "{kind}", "state_key": "{key}", "content": {content}}}"#
+            )
+        };
+        let events = [
+            event("m.room.encryption", "", &format!(r#"{{"algorithm": "m.x", "a": {deep}}}"#)),
+            event("m.room.encryption", "", &deep),
+            event("m.room.encryption", "", r#"{"algorithm": "m.x", "\ud800": 1}"#),
+            event(
+                "m.room.member",
+                "@a:x",
+                &format!(r#"{{"membership": "leave", "a": {}}}"#, "9".repeat(400)),
+            ),
+        ];
+        let body = format!(r#"{{"events": [{}]}}"#, events.join(","));
+        let transaction = Transaction::read(body.as_bytes()).expect("an object");
+        let facts: Vec<_> =
+            transaction.events.iter().filter_map(super::super::room_facts::fact).collect();
+        let nothing = || Fact::Encryption(json!({}));
+        let user_id = "@a:x".to_owned();
+        let expected = [
+            Fact::Encryption(json!({ "algorithm": "m.x" })),
+            nothing(),
+            nothing(),
+            Fact::Member { user_id, membership: "leave".to_owned() },
+        ];
+        assert_eq!(facts, expected);
+        assert_eq!(transaction.skipped, 0);
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub enum CryptoError {
     /// The private identity is not in the crypto store, and could not be brought back.
     #[error("the private cross-signing keys could not be restored: {0}")]
     Identity(String),
-    /// The room asks for an encryption that we do not know.
+    /// The room asks for an encryption that we do not know: its name, or nothing if it has none.
     #[error("the room's encryption algorithm is not known: {0}")]
     UnknownAlgorithm(String),
 }

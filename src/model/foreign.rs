@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 
+use serde_json::{Map, Value};
 use vodozemac::megolm::MegolmMessage;
 
 /// The most that any id of Matrix may have, in bytes.
@@ -47,6 +48,39 @@ pub fn known_word(word: &str, known: &[&'static str]) -> &'static str {
     known.iter().find(|known| **known == word).copied().unwrap_or(OTHER)
 }
 
+/// What is kept of the content of a room's `m.room.encryption`: what sending heeds. Whatever else stands in
+/// it, or if it has none, the room is encrypted: what is returned is never nothing.
+#[must_use]
+pub fn encryption(content: Option<&Value>) -> Value {
+    let field = |name: &str| content.and_then(|content| content.get(name));
+    let mut kept = Map::new();
+    if let Some(algorithm) = field("algorithm").and_then(Value::as_str).filter(|it| is_name(it)) {
+        kept.insert("algorithm".to_owned(), algorithm.into());
+    }
+    for name in ["rotation_period_ms", "rotation_period_msgs"] {
+        if let Some(period) = field(name).and_then(Value::as_u64) {
+            kept.insert(name.to_owned(), period.into());
+        }
+    }
+    kept.into()
+}
+
+/// The visibility that the content of a room's `m.room.history_visibility` means. What is not understood
+/// means `shared`, as the specification has it.
+#[must_use]
+pub fn history_visibility(content: Option<&Value>) -> &'static str {
+    const KNOWN: [&str; 4] = ["invited", "joined", "shared", "world_readable"];
+    let word = content.and_then(|content| content.get("history_visibility")?.as_str());
+    KNOWN.into_iter().find(|known| Some(*known) == word).unwrap_or("shared")
+}
+
+/// Whether this follows the specification's grammar for names such as those of algorithms, in which
+/// nobody can write a sentence.
+fn is_name(text: &str) -> bool {
+    let may = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
+    is_id(text) && text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(may)
+}
+
 /// Which message of its Megolm session this ciphertext is. `None` for what no session made.
 #[must_use]
 pub fn message_index(ciphertext: &str) -> Option<u32> {
@@ -55,6 +89,7 @@ pub fn message_index(ciphertext: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
     use vodozemac::megolm::{GroupSession, SessionConfig};
 
     use super::*;
@@ -71,6 +106,39 @@ mod tests {
         ] {
             assert_eq!(&*without_nul(json.as_bytes()), clean.as_bytes(), "{json}");
         }
+    }
+
+    #[test]
+    fn of_a_rooms_settings_only_what_sending_heeds_is_kept() {
+        let told = json!({ "algorithm": "m.megolm.v1.aes-sha2", "rotation_period_ms": 1000,
+            "rotation_period_msgs": 7, "note": "canary", "rotation": { "period": "canary" } });
+        let kept = json!({ "algorithm": "m.megolm.v1.aes-sha2", "rotation_period_ms": 1000,
+            "rotation_period_msgs": 7 });
+        assert_eq!(encryption(Some(&told)), kept);
+        assert_eq!(
+            encryption(Some(
+                &json!({ "algorithm": "org.example.rot13", "rotation_period_ms": -1 })
+            )),
+            json!({ "algorithm": "org.example.rot13" })
+        );
+        // Not one of these is "unencrypted".
+        for odd in [
+            json!(null),
+            json!("canary"),
+            json!([]),
+            json!({ "algorithm": "A canary" }),
+            json!({ "algorithm": "x".repeat(256), "rotation_period_ms": "canary" }),
+            json!({ "algorithm": ["canary"], "rotation_period_msgs": 1.5 }),
+        ] {
+            assert_eq!(encryption(Some(&odd)), json!({}), "{odd}");
+        }
+        assert_eq!(encryption(None), json!({}));
+
+        assert_eq!(history_visibility(Some(&json!({ "history_visibility": "joined" }))), "joined");
+        for odd in [json!({ "history_visibility": "canary" }), json!({}), json!("joined")] {
+            assert_eq!(history_visibility(Some(&odd)), "shared", "{odd}");
+        }
+        assert_eq!(history_visibility(None), "shared");
     }
 
     #[test]

@@ -25,10 +25,10 @@ pub enum Fact {
         /// `join`, `invite`, `leave`, ...
         membership: String,
     },
-    /// `m.room.encryption`, with its content.
+    /// `m.room.encryption`, with what is kept of its content.
     Encryption(Value),
     /// `m.room.history_visibility`.
-    HistoryVisibility(String),
+    HistoryVisibility(&'static str),
     /// The last of our bots has left: from now on we hear nothing of the room.
     Unwatched,
 }
@@ -36,7 +36,7 @@ pub enum Fact {
 /// What is known of a room.
 #[derive(Clone, Debug, Default)]
 pub struct Room {
-    /// Content of `m.room.encryption`, if the room is known to be encrypted.
+    /// What is kept of `m.room.encryption`, if the room is known to be encrypted.
     pub encryption: Option<Value>,
     /// Whether a missing `encryption` means "unencrypted" and not "unknown".
     pub encryption_checked: bool,
@@ -219,10 +219,10 @@ pub async fn load_many(
 /// What the homeserver answered about a room.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// Content of `m.room.encryption`, if there is one.
+    /// What is kept of `m.room.encryption`, if there is one.
     pub encryption: Option<Value>,
     /// As in `m.room.history_visibility`.
-    pub history_visibility: String,
+    pub history_visibility: &'static str,
     /// Everybody's membership.
     pub members: BTreeMap<String, String>,
 }

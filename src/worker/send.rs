@@ -25,6 +25,7 @@ use super::{StepError, backoff, bot_worker::Step, device_keys, machines::ReadyRo
 use crate::{
     crypto::{RoomSettings, ShareRequests},
     homeserver::{Actor, Homeserver},
+    model::foreign,
     store::{
         Connection,
         outbox::{Outcome, OutcomeRow, Send, Sent},
@@ -252,11 +253,10 @@ async fn ask_about_room(
         homeserver.state(&step.actor, room_id, "m.room.history_visibility"),
         homeserver.members(&step.actor, room_id),
     )?;
-    let visibility = visibility.as_ref().and_then(|it| it.get("history_visibility")?.as_str());
     let members = members.into_iter().map(|member| (member.user_id.to_string(), member.membership));
     let told = rooms::Answer {
-        encryption,
-        history_visibility: visibility.unwrap_or("shared").to_owned(),
+        encryption: encryption.map(|content| foreign::encryption(Some(&content))),
+        history_visibility: foreign::history_visibility(visibility.as_ref()),
         members: members.collect(),
     };
     let (fence, now) = (step.fence, step.now());
