@@ -28,7 +28,7 @@ use crate::{
     signup::{self, Signup},
     store::{Committer, Signals, Store, leases::Process},
     telemetry::Metrics,
-    web::{self, kit, kit::Bounds},
+    web::{self, Peers, kit, kit::Bounds},
     worker::{Context, InFlight, Pace, Settings, Supervisor},
 };
 
@@ -39,6 +39,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
 /// Connections of strangers: few enough that, where a process may have 1024 files open, the other
 /// listeners, the database and the homeserver have theirs.
 const PUBLIC_CONNECTIONS: usize = 512;
+/// Those of one stranger.
+const PEER_CONNECTIONS: usize = 32;
 /// Connections of the homeserver, or of an operator's tools.
 const PRIVATE_CONNECTIONS: usize = 64;
 /// How long a client of these may say nothing.
@@ -46,6 +48,10 @@ const IDLE: Duration = Duration::from_secs(20);
 /// How long the homeserver may: Synapse keeps a connection for up to four minutes, and a transaction on
 /// one that we close at that moment would count as refused.
 const HOMESERVER_IDLE: Duration = Duration::from_secs(300);
+/// How long anybody may take to read an answer: none is large.
+const TAKEN: Duration = Duration::from_secs(30);
+/// How old a connection gets that is never idle; others wait for its place. The homeserver's may stay.
+const LIFE: Duration = Duration::from_secs(60);
 
 /// Serves until the process is told to stop.
 ///
@@ -99,7 +105,10 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
             timeout: TRANSACTION_TIMEOUT,
             connections: PRIVATE_CONNECTIONS,
             idle: HOMESERVER_IDLE,
+            taken: TAKEN,
+            life: None,
         },
+        Peers::new(&[], PRIVATE_CONNECTIONS),
     );
     let bounds = |listener, connections| Bounds {
         listener,
@@ -107,10 +116,15 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
         timeout: REQUEST_TIMEOUT,
         connections,
         idle: IDLE,
+        taken: TAKEN,
+        life: Some(LIFE),
     };
-    parts.listener("public", listeners.public, public, bounds("public", PUBLIC_CONNECTIONS));
-    let bounds = bounds("operator", PRIVATE_CONNECTIONS);
-    parts.listener("operator", listeners.operator, operator, bounds);
+    let strangers = Peers::new(&config.public.trusted_proxies, PEER_CONNECTIONS);
+    let at = bounds("public", PUBLIC_CONNECTIONS);
+    parts.listener("public", listeners.public, public, at, strangers);
+    let peers = Peers::new(&[], PRIVATE_CONNECTIONS);
+    let at = bounds("operator", PRIVATE_CONNECTIONS);
+    parts.listener("operator", listeners.operator, operator, at, peers);
     parts.task("notifications", signals.clone().listen(store.pool().clone(), stop.clone()));
     parts.task("metrics", metrics.upkeep(stop.clone()));
     parts.task("commits", commits);
@@ -196,8 +210,10 @@ impl Parts {
         listener: TcpListener,
         router: Router,
         bounds: Bounds,
+        peers: Peers,
     ) {
-        let served = web::serve(listener, kit::finish(router, bounds), bounds, self.stop.clone());
+        let router = kit::finish(router, bounds);
+        let served = web::serve(listener, router, bounds, peers, self.stop.clone());
         self.task(name, served);
     }
 

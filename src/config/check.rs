@@ -1,13 +1,14 @@
 //! From what was written to what can be relied on.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use ipnet::IpNet;
 use secrecy::{ExposeSecret as _, SecretBox, SecretString};
 use url::Url;
 use zeroize::Zeroizing;
@@ -27,10 +28,7 @@ pub(super) fn config(raw: raw::Raw, path: &Path) -> Result<Config, ConfigError> 
         path: path.to_owned(),
         homeserver: homeserver(file, raw.homeserver)?,
         appservice: appservice(file, raw.appservice)?,
-        public: Public {
-            listen: file.address("public.listen", &raw.public.listen)?,
-            base_url: file.url("public.base_url", &raw.public.base_url)?,
-        },
+        public: public(file, &raw.public)?,
         operator: Operator { listen: file.address("operator.listen", &raw.operator.listen)? },
         database: database(file, raw.database)?,
         sealing: Sealing { key: sealing_key(file, raw.sealing)? },
@@ -73,6 +71,30 @@ fn appservice(file: File<'_>, raw: raw::Appservice) -> Result<Appservice, Config
         registration_file: file.resolve(&raw.registration_file),
         id: raw.id,
     })
+}
+
+fn public(file: File<'_>, raw: &raw::Public) -> Result<Public, ConfigError> {
+    let like = "`127.0.0.1`, `10.0.0.0/8` or `2001:db8::/32`";
+    let proxies: Vec<Proxies> = file.all("public.trusted_proxies", &raw.trusted_proxies, like)?;
+    Ok(Public {
+        listen: file.address("public.listen", &raw.listen)?,
+        base_url: file.url("public.base_url", &raw.base_url)?,
+        trusted_proxies: proxies.into_iter().map(|proxies| proxies.0).collect(),
+    })
+}
+
+/// An address, or a network of them.
+struct Proxies(IpNet);
+
+impl FromStr for Proxies {
+    type Err = ipnet::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse::<IpAddr>() {
+            Ok(addr) => Ok(Self(addr.to_canonical().into())),
+            Err(_) => text.parse().map(Self),
+        }
+    }
 }
 
 fn database(file: File<'_>, raw: raw::Database) -> Result<Database, ConfigError> {

@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId};
 use secrecy::{SecretBox, SecretString};
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,8 @@ pub struct Public {
     pub listen: SocketAddr,
     /// Where they find us.
     pub base_url: Url,
+    /// Who is believed about whom they speak for.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// What operators call.

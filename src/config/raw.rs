@@ -54,6 +54,7 @@ section!(Appservice {
 section!(Public {
     listen: String = "127.0.0.1:29401".to_owned(),
     base_url: String = "http://127.0.0.1:29401".to_owned(),
+    trusted_proxies: Vec<String> = vec!["127.0.0.0/8".to_owned(), "::1".to_owned()],
 });
 
 section!(Operator { listen: String = "127.0.0.1:29402".to_owned() });

@@ -59,6 +59,15 @@ fn what_is_required_is_enough() {
     let config = parse(MINIMAL).expect("valid");
 
     assert_eq!(config.appservice.listen.port(), 29400);
+    let proxies = &config.public.trusted_proxies;
+    let believed = |addr: &str| {
+        let addr: std::net::IpAddr = addr.parse().expect("an address");
+        proxies.iter().any(|proxies| proxies.contains(&addr))
+    };
+    assert!(believed("127.0.0.1") && believed("::1"));
+    assert!(
+        ["10.0.0.1", "172.17.0.1", "192.168.0.1", "fd00::1"].iter().all(|addr| !believed(addr))
+    );
     assert_eq!(config.appservice.registration_file, Path::new("/etc/gs/registration.yaml"));
     assert_eq!(config.bots.invite_policy, InvitePolicy::Homeserver);
     assert_eq!(config.database.url.expose_secret(), "postgres://a:b@127.0.0.1/c");
@@ -88,6 +97,7 @@ fn a_mistake_is_told_with_file_key_and_cure() {
     }
     let more = [
         ("public: {listen: here}", "`public.listen`", "127.0.0.1:"),
+        ("public: {trusted_proxies: ['::1', proxy]}", "`public.trusted_proxies[1]`", "10.0.0.0/8"),
         ("bots: {localpart_prefix: Bot_}", "`bots.localpart_prefix`", "a-z"),
         ("bots: {invite_policy: list}", "`bots.invite_allow`", "name the users"),
         ("bots: {invite_allow: ['@a:b', c]}", "`bots.invite_allow[1]`", "@user:"),

@@ -30,6 +30,10 @@ pub struct Bounds {
     pub connections: usize,
     /// The longest that a client may take for a request's head, or say nothing between two requests.
     pub idle: Duration,
+    /// The longest that a client may take to read an answer.
+    pub taken: Duration,
+    /// How old a connection gets: the first answer after that is its last. `None`: it never ends so.
+    pub life: Option<Duration>,
 }
 
 /// `router` with bounds, a log line and metrics per request, and Matrix-shaped answers to everything.
@@ -137,6 +141,8 @@ mod tests {
             timeout: Duration::from_millis(50),
             connections: 1,
             idle: Duration::from_secs(1),
+            taken: Duration::from_secs(1),
+            life: None,
         };
         finish(router, bounds)
     }

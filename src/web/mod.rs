@@ -12,12 +12,15 @@ mod error;
 mod extract;
 pub mod kit;
 pub mod openapi;
+mod peers;
 mod serve;
+mod taken;
 
 pub use self::{
     bearer::Bearer,
     client_addr::ClientAddr,
     error::ApiError,
     extract::{MatrixBytes, MatrixForm, MatrixJson, MatrixPath},
+    peers::Peers,
     serve::serve,
 };
