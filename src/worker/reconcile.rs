@@ -95,21 +95,18 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
         result => result,
     };
     let mut tx = step.begin().await?;
-    match result {
-        Err(error) => {
-            let due_at = backoff::next_attempt(&error, first.attempts + 1, first.id.0, step.now());
-            warn!(error = chain(&error), "could not ask for lost to-device messages; trying again");
-            inbox::put_off(&mut tx, first.id, due_at).await?;
-            if !error.is_retry() {
-                step.note(&chain(&error));
-            }
-            done.remove(0);
+    if let Err(error) = result {
+        let due_at = backoff::next_attempt(&error, first.attempts + 1, first.id.0, step.now());
+        warn!(error = chain(&error), "could not ask for lost to-device messages; trying again");
+        inbox::put_off(&mut tx, first.id, due_at).await?;
+        if !error.is_retry() {
+            step.note(&chain(&error));
         }
-        Ok(()) => {
-            let now = step.now();
-            bots::reconciled(&mut tx, step.bot.id, now).await?;
-            step.bot.reconciled_at = Some(now);
-        }
+        done.remove(0);
+    } else {
+        let now = step.now();
+        bots::reconciled(&mut tx, step.bot.id, now).await?;
+        step.bot.reconciled_at = Some(now);
     }
     inbox::finish(&mut tx, &done, &[], step.now()).await?;
     tx.commit().await.map_err(StoreError::from)?;
