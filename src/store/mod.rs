@@ -167,6 +167,26 @@ impl Store {
     }
 }
 
+/// A database that says nothing for so long is not there any more, or the way to it is not: no work in one
+/// piece takes longer. Without a limit nobody would ever tell: the kernel asks after hours, if at all.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// How long a connection that comes back may take to say that it is whole.
+const SOON: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// `work`, or an error if the database does not answer for `patience`. What it was done on is not to be used
+/// again.
+async fn within<T>(
+    patience: std::time::Duration,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    tokio::time::timeout(patience, work).await.unwrap_or_else(|_| Err(timed_out().into()))
+}
+
+fn timed_out() -> sqlx::Error {
+    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
+}
+
 /// For how long a connection is taken to be whole after its last use.
 const TRUSTED_FOR: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -194,6 +214,15 @@ pub fn pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
                 if meta.idle_for > TRUSTED_FOR {
                     conn.ping().await?;
                 }
+                Ok(true)
+            })
+        })
+        // Nobody waits for it, but its place in the pool is taken until it has answered.
+        .after_release(|conn, _| {
+            Box::pin(async move {
+                tokio::time::timeout(SOON, conn.ping())
+                    .await
+                    .unwrap_or_else(|_| Err(timed_out()))?;
                 Ok(true)
             })
         })

@@ -19,8 +19,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::StoreError;
+use super::{SOON, StoreError, within};
 use crate::telemetry::chain;
+
+/// After so long without a signal the connection is asked whether it is still there.
+const QUIET: Duration = Duration::from_secs(15);
 
 /// What a signal is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +138,7 @@ impl Signals {
         }
     }
 
-    async fn listen_once(&self, pool: &PgPool) -> Result<(), sqlx::Error> {
+    async fn listen_once(&self, pool: &PgPool) -> Result<(), StoreError> {
         let mut listener = PgListener::connect_with(pool).await?;
         listener.listen_all(Signal::ALL.map(Signal::channel)).await?;
         debug!("listening for notifications");
@@ -144,9 +147,12 @@ impl Signals {
         }
         // `try_recv` returns `None` when the connection broke, and reconnects on its own: say so.
         loop {
-            match listener.try_recv().await? {
-                Some(notification) => self.heard(&notification),
-                None => Signal::ALL.into_iter().for_each(|signal| self.give(signal)),
+            match tokio::time::timeout(QUIET, listener.try_recv()).await {
+                Ok(Ok(Some(notification))) => self.heard(&notification),
+                Ok(Ok(None)) => Signal::ALL.into_iter().for_each(|signal| self.give(signal)),
+                Ok(Err(error)) => return Err(error.into()),
+                // Nobody says anything, or the way here is broken and nobody could tell.
+                Err(_) => within(SOON, is_there(&mut listener)).await?,
             }
         }
     }
@@ -158,4 +164,14 @@ impl Signals {
             self.give(signal);
         }
     }
+}
+
+async fn is_there(listener: &mut PgListener) -> Result<(), StoreError> {
+    sqlx::query!(
+        "-- signals.is_there
+        SELECT TRUE AS there"
+    )
+    .fetch_one(listener)
+    .await?;
+    Ok(())
 }

@@ -13,7 +13,7 @@ use std::{
 
 use sqlx::{Connection as _, PgConnection, PgPool};
 
-use super::{PooledConnection, Store, StoreError, TRUSTED_FOR};
+use super::{PATIENCE, PooledConnection, Store, StoreError, TRUSTED_FOR, timed_out};
 
 /// How many wait here at most: the others are the pool's, for whoever holds one for longer.
 const MOST: u32 = 6;
@@ -62,7 +62,8 @@ impl Drop for Warm {
 }
 
 impl Store {
-    /// Does `work` on a connection, each statement for itself.
+    /// Does `work` on a connection, each statement for itself. A database that does not answer is not waited
+    /// for.
     ///
     /// # Errors
     ///
@@ -75,9 +76,14 @@ impl Store {
             Some(conn) => conn,
             None => self.connection().await?,
         };
-        let done = work(&mut conn).await?;
-        self.warm.put(conn);
-        Ok(done)
+        if let Ok(done) = tokio::time::timeout(PATIENCE, work(&mut conn)).await {
+            let done = done?;
+            self.warm.put(conn);
+            return Ok(done);
+        }
+        // In the pool it would wait on, and keep its place.
+        drop(conn.detach());
+        Err(StoreError::from(timed_out()).into())
     }
 
     /// Does `work` in a transaction: all of it, or nothing.

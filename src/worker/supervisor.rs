@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 use futures_util::FutureExt as _;
 use tokio::{
     sync::Notify,
-    task::{JoinError, JoinSet},
+    task::{AbortHandle, JoinError, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error, info, warn};
@@ -55,8 +55,15 @@ pub struct Supervisor {
     busy: HashSet<BotId>,
     steps: JoinSet<BotId>,
     machines: Arc<Mutex<Machines>>,
-    tasks: HashMap<tokio::task::Id, BotId>,
+    tasks: HashMap<tokio::task::Id, Running>,
     retention: Retention,
+}
+
+/// A step that runs.
+struct Running {
+    bot: BotId,
+    fence: Fence,
+    handle: AbortHandle,
 }
 
 impl Supervisor {
@@ -139,6 +146,9 @@ impl Supervisor {
         };
         self.fences = fences.into_iter().map(|fence| (fence.shard, fence)).collect();
         self.lock_machines().keep_only(&self.fences);
+        // What such a step does cannot be committed, and it may be waiting for a database that is gone.
+        let is_lost = |step: &&Running| self.fences.get(&step.fence.shard) != Some(&step.fence);
+        self.tasks.values().filter(is_lost).for_each(|step| step.handle.abort());
         self.signals.set_alone(self.process.owns_all(self.fences.len()));
         let shards: Vec<i16> = self.fences.keys().copied().collect();
         metrics::gauge!("greenshield_leased_shards").set(count(shards.len()));
@@ -231,7 +241,7 @@ impl Supervisor {
             bot
         };
         let handle = self.steps.spawn(task.instrument(span));
-        self.tasks.insert(handle.id(), bot);
+        self.tasks.insert(handle.id(), Running { bot, fence, handle });
     }
 
     /// A bot whose row cannot be read is looked at again rarely, and keeps no other from its turn.
@@ -249,8 +259,8 @@ impl Supervisor {
             Ok((id, _)) => *id,
             Err(error) => error.id(),
         };
-        if let Some(bot) = self.tasks.remove(&id) {
-            self.busy.remove(&bot);
+        if let Some(step) = self.tasks.remove(&id) {
+            self.busy.remove(&step.bot);
         }
     }
 

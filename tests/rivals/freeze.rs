@@ -15,7 +15,7 @@ use crate::{
         fake_homeserver::{Fault, Person, Trap},
         hold::{Fate, Holds, Moment},
         poll,
-        process::Signal,
+        process::{Guarded, Signal},
         report,
     },
 };
@@ -141,7 +141,6 @@ impl Frozen {
         let newcomer = Person::new(&self.pair.scene.fake, &format!("newcomer{n}")).await?;
         newcomer.join(&self.bot.room).await?;
         quiet(&self.pair.scene).await?;
-        let processes = self.pair.processes().await?;
         let worker = self.pair.works(&self.bot).await?;
 
         let Stopped { asked, trap, who, since } = self.stop(stop, worker).await?;
@@ -157,9 +156,10 @@ impl Frozen {
         }
 
         self.pair.signal(who, Signal::Cont)?;
-        // Awake, it is the process that it was, and gets its share again.
+        // Awake, it gets its share again.
         self.pair.shared().await?;
-        ensure!(self.pair.processes().await? == processes, "{stop:?}: one of them has died");
+        let awake = self.pair.greenshield(who).process().is_some_and(Guarded::is_running);
+        ensure!(awake, "{stop:?}: it has died of it");
         self.asked.push(asked);
         Ok(())
     }

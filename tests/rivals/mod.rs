@@ -7,6 +7,7 @@ mod calls;
 mod freeze;
 mod outages;
 mod pair;
+mod partition;
 mod processes;
 mod sick;
 mod watch;

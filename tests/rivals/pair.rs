@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use sqlx::{Connection as _, PgConnection};
-use uuid::Uuid;
+use url::Url;
 
 use super::{quiet, watch};
 use crate::{
@@ -28,12 +28,18 @@ impl Pair {
     /// Two that run, and what they write is watched.
     pub async fn start(lease_seconds: u64) -> Result<Self> {
         let database = Database::create().await?;
+        let others = database.url();
+        Self::on(database, &others, lease_seconds).await
+    }
+
+    /// Two of which the other reaches the database by a URL of its own.
+    pub async fn on(database: Database, others: &Url, lease_seconds: u64) -> Result<Self> {
         let mut scene = Scene::on(&watch::url(&database.url(), NAMES[0])).await?;
         watch::install(&scene.sql, NAMES[0]).await?;
         scene.greenshield.configure(|c| {
             c["workers"] = [("lease_seconds", lease_seconds)].into_iter().collect()
         })?;
-        let mut other = scene.greenshield.beside(&watch::url(&database.url(), NAMES[1]))?;
+        let mut other = scene.greenshield.beside(&watch::url(others, NAMES[1]))?;
         scene.fake.also_reach(&other.appservice_url());
         scene.greenshield.restart().await?;
         other.start().await?;
@@ -97,12 +103,6 @@ impl Pair {
         NAMES.iter().position(|known| *known == name).context(name)
     }
 
-    /// The ids of the processes that live.
-    pub async fn processes(&self) -> Result<Vec<Uuid>> {
-        let ids = sqlx::query_scalar("SELECT process_id FROM processes ORDER BY 1");
-        Ok(ids.fetch_all(&self.scene.sql).await?)
-    }
-
     /// A bot of a shard that this one works: bots are dealt to the shards in turn, and the first half
     /// of the shards is the one's.
     pub async fn bot_of(&self, which: usize, person: &Person) -> Result<Bot> {
@@ -152,7 +152,7 @@ impl Pair {
         Ok(())
     }
 
-    pub fn database_url(&self) -> url::Url {
+    pub fn database_url(&self) -> Url {
         self.database.url()
     }
 }

@@ -30,6 +30,7 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod random;
+pub mod relay;
 pub mod report;
 pub mod scratch;
 pub mod synapse;
