@@ -62,9 +62,22 @@ pub async fn install(sql: &PgPool, name: &str) -> Result<()> {
     .fetch_all(sql)
     .await?;
     ensure!(crypto.len() > 10, "{crypto:?}");
-    // Anybody puts something into an outbox; only a worker says what became of it.
-    let tables = crypto.iter().map(|table| (table.as_str(), "INSERT OR UPDATE OR DELETE"));
-    for (table, when) in tables.chain([("outbox", "UPDATE"), ("event_log", "INSERT")]) {
+    let all = "INSERT OR UPDATE OR DELETE";
+    // Anybody puts something into an inbox or an outbox, wakes a bot or asks for one; only a worker says
+    // what became of it.
+    let workers = [
+        ("outbox", "UPDATE"),
+        ("event_log", "INSERT"),
+        ("inbox", "UPDATE OR DELETE"),
+        ("bot_queue", "DELETE"),
+        ("bots", "UPDATE"),
+        ("bot_identities", all),
+        ("verifications", all),
+        ("repairs", all),
+        ("signups", "UPDATE OF steps, finished_at"),
+    ];
+    let tables = crypto.iter().map(|table| (table.as_str(), all));
+    for (table, when) in tables.chain(workers) {
         let trigger = format!(
             "CREATE TRIGGER written AFTER {when} ON {table}
             FOR EACH ROW EXECUTE FUNCTION watch.written()"
