@@ -7,7 +7,7 @@
 
 mod contact;
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::Router;
@@ -21,6 +21,7 @@ use crate::{
     clock::Clock,
     config::Config,
     homeserver::Homeserver,
+    model::Respond,
     openapi,
     operator::{self, Operator, Readiness},
     registration::{self, Registration},
@@ -59,13 +60,33 @@ const LIFE: Duration = Duration::from_secs(60);
 ///
 /// If a listener cannot be opened, or a part ends by itself.
 pub async fn serve(config: Config, registration: Registration, store: Store) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let serving = serve_until(config, registration, store, responder::answer, stop.clone());
+    let mut serving = pin!(serving);
+    tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = stop_on_signal(stop) => serving.await,
+    }
+}
+
+/// As [`serve`], until `stop`, with another responder than our own.
+///
+/// # Errors
+///
+/// As [`serve`].
+pub async fn serve_until(
+    config: Config,
+    registration: Registration,
+    store: Store,
+    respond: Respond,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let clock = Clock::system();
     let signals = Signals::default();
     let metrics = Metrics::install()?;
     let (readiness, refusals) = (Readiness::default(), Refusals::default());
     let at = &config.homeserver;
     let homeserver = Homeserver::new(&at.url, registration.as_token.clone(), at.timeout)?;
-    let stop = CancellationToken::new();
 
     let listeners = Listeners::open(&config).await?;
     let process = Process::announce(&store, config.workers.lease, clock.now()).await?;
@@ -78,7 +99,7 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
         committer,
         in_flight: Arc::new(InFlight::default()),
         pace: Arc::new(Pace::default()),
-        settings: Arc::new(settings(&config)?),
+        settings: Arc::new(settings(&config, respond)?),
     };
     let appservice = appservice::router(AppserviceState {
         store: store.clone(),
@@ -133,8 +154,7 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
     let appservice_id = registration.id.clone();
     let contact =
         Contact { homeserver, appservice_id, was_away, readiness, refusals, store, clock };
-    parts.task("contact", contact.keep(stop.clone()));
-    parts.helper(stop_on_signal(stop));
+    parts.task("contact", contact.keep(stop));
     info!(
         appservice = %config.appservice.listen,
         public = %config.public.listen,
@@ -144,7 +164,7 @@ pub async fn serve(config: Config, registration: Registration, store: Store) -> 
     parts.wait().await
 }
 
-fn settings(config: &Config) -> anyhow::Result<Settings> {
+fn settings(config: &Config, respond: Respond) -> anyhow::Result<Settings> {
     let server_name = &config.homeserver.server_name;
     Ok(Settings {
         concurrency: config.workers.concurrency,
@@ -155,7 +175,7 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
         invite_allow: config.bots.invite_allow.clone(),
         space: config.signup.space.clone(),
         rooms: config.signup.rooms.clone(),
-        respond: config.bots.responder.then_some(responder::answer),
+        respond: config.bots.responder.then_some(respond),
         namespace: registration::bots(&config.bots.localpart_prefix, server_name.as_str())
             .context("`bots.localpart_prefix`")?,
     })
@@ -199,7 +219,7 @@ impl Listeners {
 
 /// What runs, each part with its name.
 struct Parts {
-    running: JoinSet<(Option<&'static str>, anyhow::Result<()>)>,
+    running: JoinSet<&'static str>,
     stop: CancellationToken,
 }
 
@@ -221,15 +241,7 @@ impl Parts {
     fn task(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         self.running.spawn(async move {
             task.await;
-            (Some(name), Ok(()))
-        });
-    }
-
-    /// A part that may end.
-    fn helper(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.running.spawn(async move {
-            task.await;
-            (None, Ok(()))
+            name
         });
     }
 
@@ -237,15 +249,13 @@ impl Parts {
     async fn wait(mut self) -> anyhow::Result<()> {
         let mut result = Ok(());
         while let Some(ended) = self.running.join_next().await {
-            let (name, ended) = ended
-                .context("a part of greenshield panicked")
-                .unwrap_or_else(|panic| (Some("a part"), Err(panic)));
-            let Some(name) = name else { continue };
             let early = !self.stop.is_cancelled();
             self.stop.cancel();
             let ended = match ended {
-                Ok(()) if early => Err(anyhow::anyhow!("{name} ended by itself")),
-                ended => ended.with_context(|| format!("{name} failed")),
+                Ok(name) if early => Err(anyhow::anyhow!("{name} ended by itself")),
+                Ok(_) => Ok(()),
+                // Not with the error: it quotes what the panic says.
+                Err(_) => Err(anyhow::anyhow!("a part of greenshield panicked: see the log")),
             };
             if result.is_ok() {
                 result = ended;

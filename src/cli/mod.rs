@@ -79,6 +79,7 @@ enum Command {
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
+    telemetry::tell_panics();
     // Wrong arguments end here, with exit code 2.
     let arguments = Arguments::parse();
     let result = tokio::runtime::Builder::new_multi_thread()

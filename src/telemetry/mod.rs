@@ -3,9 +3,11 @@
 mod chain;
 mod logs;
 mod metrics;
+mod panics;
 
 pub use self::{
     chain::chain,
     logs::{Format, LogError, init},
     metrics::{Metrics, MetricsError, count},
+    panics::tell_panics,
 };

@@ -4,6 +4,7 @@
 mod bad_input;
 mod devices;
 mod failures;
+mod panics;
 mod plaintext;
 mod room_keys;
 pub mod scene;
