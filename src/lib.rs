@@ -21,7 +21,7 @@
 //! | 4 | [`worker`], [`web`] |
 //! | 3 | [`crypto`] |
 //! | 2 | [`store`], [`homeserver`] |
-//! | 1 | [`model`], [`config`], [`registration`], [`telemetry`], [`clock`], [`secret`] |
+//! | 1 | [`model`], [`config`], [`registration`], [`telemetry`], [`clock`], [`secret`], [`yaml`] |
 
 pub mod app;
 pub mod appservice;
@@ -41,3 +41,4 @@ pub mod store;
 pub mod telemetry;
 pub mod web;
 pub mod worker;
+pub mod yaml;

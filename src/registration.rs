@@ -14,6 +14,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 use url::Url;
 
+use crate::yaml;
+
 /// How many characters our tokens have.
 pub const TOKEN_LENGTH: usize = 64;
 /// How many characters our unused sender's name has.
@@ -98,12 +100,12 @@ pub enum RegistrationError {
     #[error("{} cannot be read or written: see its permissions", .0.display())]
     Io(PathBuf, #[source] std::io::Error),
     /// It is not a registration.
-    #[error("{} is no registration ({problem}): mend that line, or write it anew with \
+    #[error("{} is no registration: {problem}: mend that line, or write it anew with \
              `greenshield registration --force`", path.display())]
     Malformed {
         /// Which file.
         path: PathBuf,
-        /// What the parser says, with the line.
+        /// What was wanted where, with the line; never what is there.
         problem: String,
     },
     /// One is there already.
@@ -151,9 +153,12 @@ impl Registration {
             ErrorKind::NotFound => RegistrationError::Absent(path.to_owned()),
             _ => RegistrationError::Io(path.to_owned(), error),
         })?;
-        serde_yaml::from_str(&text).map_err(|error| RegistrationError::Malformed {
+        yaml::read(&text).map_err(|wrong| RegistrationError::Malformed {
             path: path.to_owned(),
-            problem: error.to_string(),
+            problem: match wrong.key.as_str() {
+                "" => format!("it {}", wrong.problem),
+                key => format!("`{key}` {}", wrong.problem),
+            },
         })
     }
 
@@ -211,9 +216,9 @@ impl Registration {
         }
         if !Url::parse(&self.url).is_ok_and(|url| url == *expected.url) {
             wrong.push(format!(
-                "`url` in {file} is `{}`, `appservice.url` in {config} is `{}`: change the one that \
+                "`url` in {file} is not `{}`, the `appservice.url` in {config}: change the one that \
                  the homeserver cannot reach",
-                self.url, expected.url
+                expected.url
             ));
         }
         if !self.covers(&sample(expected)) {
@@ -357,6 +362,31 @@ mod tests {
         {
             assert!(wrong.iter().any(|w| w.starts_with(line) && w.contains("reg.yaml")), "{line}");
         }
+    }
+
+    #[test]
+    fn a_file_that_is_none_is_told_without_its_secrets() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("registration.yaml");
+        let whole = registration().to_yaml();
+        for (text, told) in [
+            ("canary-token".to_owned(), "it does not fit, expected struct Registration"),
+            (whole.replace("id: greenshield", "id: [canary-token]"), "`id` does not fit"),
+            (whole.replace("rate_limited: false", "rate_limited: canary-token"), "`rate_limited`"),
+            (whole.replace("as_token: ", "as-token: "), "missing field `as_token`"),
+            (whole.replace("as_token: ", "as_token: \"canary-token"), "it is no YAML"),
+        ] {
+            std::fs::write(&path, &text).expect("writes");
+            let error = Registration::load(&path).expect_err(&text).to_string();
+            assert!(error.contains(told) && error.contains("registration.yaml"), "{error}");
+            let secrets = ["canary", &"a".repeat(64), &"b".repeat(64)];
+            assert!(!secrets.iter().any(|secret| error.contains(*secret)), "{error}");
+        }
+        let url = Url::parse("http://127.0.0.1:29400").expect("a URL");
+        let mut other = registration();
+        other.url = "http://user:canary@elsewhere".to_owned();
+        let wrong = other.check(expected(&url), &path, Path::new("config.yaml")).concat();
+        assert!(wrong.contains("`url`") && !wrong.contains("canary"), "{wrong}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 /// Modules from the bottom up. A file imports from lines below its own, or from its own module; what
 /// stands on one line never imports each other.
 const LAYERS: [&[&str]; 9] = [
-    &["model"],
+    &["model", "yaml"],
     &["clock", "config", "registration", "secret", "telemetry"],
     &["store", "homeserver"],
     &["crypto"],

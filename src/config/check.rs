@@ -217,9 +217,8 @@ fn workers(file: File<'_>, raw: &raw::Workers) -> Result<Workers, ConfigError> {
 }
 
 fn log(file: File<'_>, raw: raw::Log) -> Result<Log, ConfigError> {
-    tracing_subscriber::EnvFilter::try_new(&raw.filter).map_err(|error| {
-        let problem = format!("is no filter ({error})");
-        file.invalid("log.filter", &problem, "write it like `greenshield=info,warn`")
+    tracing_subscriber::EnvFilter::try_new(&raw.filter).map_err(|_| {
+        file.invalid("log.filter", "is no filter", "write it like `greenshield=info,warn`")
     })?;
     Ok(Log { format: raw.format, filter: raw.filter })
 }
@@ -235,7 +234,8 @@ impl File<'_> {
     }
 
     fn parse<T: FromStr>(self, key: &str, text: &str, cure: &str) -> Result<T, ConfigError> {
-        text.parse().map_err(|_| self.invalid(key, &format!("cannot be `{text}`"), cure))
+        // What is there is not repeated: a secret may stand in the wrong place.
+        text.parse().map_err(|_| self.invalid(key, "does not fit", cure))
     }
 
     fn all<T: FromStr>(
@@ -268,11 +268,13 @@ impl File<'_> {
     }
 
     fn url(self, key: &str, text: &str) -> Result<Url, ConfigError> {
-        let cure = "write it like `https://example.org` or `http://127.0.0.1:8008`, without query";
+        let cure = "write it like `https://example.org` or `http://127.0.0.1:8008`, without user, \
+                    password and query";
         let url: Url = self.parse(key, text, cure)?;
-        let plain = url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
+        let nobody = url.username().is_empty() && url.password().is_none();
+        let plain = url.query().is_none() && url.fragment().is_none() && nobody;
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() || !plain {
-            return Err(self.invalid(key, &format!("cannot be `{text}`"), cure));
+            return Err(self.invalid(key, "does not fit", cure));
         }
         Ok(url)
     }
@@ -299,13 +301,10 @@ impl File<'_> {
             (None, Some(path)) => {
                 let path = self.resolve(&path);
                 Zeroizing::new(std::fs::read_to_string(&path).map_err(|error| {
-                    let problem =
-                        format!("names {}, which cannot be read ({error})", path.display());
-                    self.invalid(
-                        &format!("{key}_file"),
-                        &problem,
-                        "make that file, or name another",
-                    )
+                    // Its name is not repeated: it may be the secret itself, in the wrong place.
+                    let problem = format!("names a file that cannot be read ({error})");
+                    let cure = "make that file, or name another";
+                    self.invalid(&format!("{key}_file"), &problem, cure)
                 })?)
             }
         };

@@ -18,13 +18,13 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is not YAML, has an unknown key, or a value of another kind.
-    #[error("{}: `{key}`: {problem}", path.display())]
+    #[error("{}: {key} {problem}", path.display())]
     Malformed {
         /// Which file.
         path: PathBuf,
-        /// Where in it, as a dotted path.
+        /// Where in it.
         key: String,
-        /// What the parser says, with the line.
+        /// What was wanted, with the line; never what is there.
         problem: String,
     },
     /// A value that cannot be used.

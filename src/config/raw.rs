@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, InvitePolicy, LogFormat};
+use crate::yaml::{self, Wrong};
 
 macro_rules! section {
     ($name:ident { $($field:ident: $kind:ty = $default:expr),+ $(,)? }) => {
-        #[derive(Debug, Serialize, Deserialize)]
+        // No `Debug`: some of it is secret.
+        #[derive(Serialize, Deserialize)]
         #[serde(default, deny_unknown_fields)]
         pub(super) struct $name {
             $(pub(super) $field: $kind,)+
@@ -103,18 +105,10 @@ section!(Log {
 
 impl Raw {
     pub(super) fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let document = serde_yaml::Deserializer::from_str(text);
-        serde_path_to_error::deserialize(document).map_err(|error| {
-            let key = error.path().to_string();
-            let problem = error.into_inner().to_string();
-            // The parser repeats the path in its own words.
-            let problem = match problem.split_once(": ") {
-                Some((said, rest)) if said == key || key.starts_with(&format!("{said}.")) => {
-                    rest.to_owned()
-                }
-                _ => problem,
-            };
-            ConfigError::Malformed { path: path.to_owned(), key, problem }
+        yaml::read(text).map_err(|Wrong { key, problem }| ConfigError::Malformed {
+            path: path.to_owned(),
+            key: if key.is_empty() { "the file".to_owned() } else { format!("`{key}`") },
+            problem,
         })
     }
 }

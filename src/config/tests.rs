@@ -78,8 +78,12 @@ fn what_is_required_is_enough() {
 #[test]
 fn a_mistake_is_told_with_file_key_and_cure() {
     let cases = [
-        ("homeserver: {url: 'http://a', server_name: b, ulr: c}", "homeserver", "`ulr`"),
-        ("homesrever: {}", "/etc/gs/config.yaml", "`homesrever`"),
+        (
+            "homeserver: {url: 'http://a', server_name: b, ulr: c}",
+            "`homeserver` has an unknown key",
+            "`url`",
+        ),
+        ("\nhomesrever: {}", "/etc/gs/config.yaml: the file has an unknown key", "at line 2"),
         ("homeserver: {server_name: b}", "`homeserver.url` is missing", "http://127.0.0.1:8008"),
         ("homeserver: {url: 'ftp://a', server_name: b}", "`homeserver.url`", "https://example.org"),
         ("homeserver: {url: 'http://a', server_name: 'b c'}", "`homeserver.server_name`", "colon"),
@@ -88,8 +92,8 @@ fn a_mistake_is_told_with_file_key_and_cure() {
             "`homeserver.timeout_seconds`",
             "at least 1",
         ),
-        ("limits: {request_body_bytes: many}", "`limits.request_body_bytes`", "many"),
-        ("- a", "/etc/gs/config.yaml", "sequence"),
+        ("limits: {request_body_bytes: many}", "`limits.request_body_bytes`", "expected usize"),
+        ("- a", "/etc/gs/config.yaml", "expected struct Raw"),
     ];
     for (text, one, other) in cases {
         let error = parse(text).expect_err(text);
@@ -112,6 +116,54 @@ fn a_mistake_is_told_with_file_key_and_cure() {
     }
 }
 
+/// Whatever an operator writes into the wrong place, it is not repeated to whoever reads the log.
+#[test]
+fn a_mistake_repeats_nothing_that_was_written() {
+    let key = "Y2FuYXJ5AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let url = "postgres://u:canary@127.0.0.1/c";
+    let mut cases = vec![key.to_owned(), url.to_owned(), format!("- {url}")];
+    for written in [key, url] {
+        for section in ["homeserver", "appservice", "public", "database", "sealing", "log"] {
+            cases.push(format!("{MINIMAL}\n{section}: '{written}'"));
+            cases.push(format!("{section}: '{written}'"));
+            cases.push(format!("{section}: ['{written}']"));
+            cases.push(format!("{section}: {{'{written}': 1}}"));
+            cases.push(format!("{section}:\n  '{written}"));
+        }
+        for (section, keys) in [
+            ("homeserver", "url server_name timeout_seconds"),
+            ("appservice", "listen url"),
+            ("public", "listen base_url trusted_proxies"),
+            ("operator", "listen"),
+            ("database", "url_file max_connections"),
+            ("sealing", "key_file"),
+            ("bots", "localpart_prefix invite_policy invite_allow verification_policy responder"),
+            ("signup", "enabled space rooms"),
+            ("limits", "request_body_bytes"),
+            ("log", "format filter"),
+        ] {
+            for key in keys.split(' ') {
+                let rest: String = MINIMAL
+                    .lines()
+                    .filter(|line| !line.starts_with(section))
+                    .fold(String::new(), |rest, line| format!("{rest}{line}\n"));
+                cases.push(format!("{rest}{section}: {{{key}: '{written}=b=c'}}"));
+                cases.push(format!("{rest}{section}: {{{key}: ['{written}=b=c']}}"));
+            }
+        }
+        cases
+            .push(MINIMAL.replace("http://127.0.0.1:8008", &format!("http://:canary@a/{written}")));
+    }
+    cases.push(MINIMAL.replace("http://127.0.0.1:8008", "http://:canary@a"));
+    cases.push(MINIMAL.replace("AAAAAAA=", "canary"));
+    cases.push(MINIMAL.replace("postgres://a:b@", "mysql://a:canary@"));
+    for text in cases {
+        let error = parse(&text).expect_err(&text);
+        let told = error.contains("canary") || error.contains("Y2FuYXJ5");
+        assert!(!told && error.starts_with("/etc/gs/config.yaml"), "{text}: {error}");
+    }
+}
+
 #[test]
 fn a_secret_comes_from_one_place() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -130,7 +182,7 @@ fn a_secret_comes_from_one_place() {
     let none = load(&with("{}")).expect_err("none");
     assert!(none.contains("database.url_file"), "{none}");
     let absent = load(&with("{url_file: nowhere}")).expect_err("absent");
-    assert!(absent.contains("nowhere") && absent.contains("`database.url_file`"), "{absent}");
+    assert!(absent.contains("`database.url_file` names a file that cannot"), "{absent}");
     let short = load(&MINIMAL.replace("AAAA", "")).expect_err("not 32 bytes");
     assert!(short.contains("openssl rand -base64 32"), "{short}");
 }
