@@ -10,9 +10,12 @@
 //! again for ever, before all others: so each item is parsed by itself, and one that makes no sense is
 //! skipped and counted; it never rejects the rest.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
-use serde::de::DeserializeOwned;
+use serde::{
+    Deserializer as _,
+    de::{DeserializeOwned, SeqAccess, Visitor},
+};
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
@@ -77,20 +80,13 @@ impl Transaction {
     pub fn read(body: &[u8]) -> Result<Self, serde_json::Error> {
         let mut body: Body = serde_json::from_slice(&foreign::without_nul(body))?;
         let mut transaction = Self::default();
-        for event in transaction.take_list(&mut body, &["events"], what_is_sound) {
-            match RoomEvent::read(event) {
-                Some(event) => transaction.events.push(event),
-                None => transaction.skipped += 1,
-            }
-        }
+        transaction.events = transaction.take_list(&mut body, &["events"], |event| {
+            RoomEvent::read(parsed(event).or_else(|| what_is_sound(event))?)
+        });
         let names = ["to_device", "de.sorunome.msc2409.to_device"];
-        for message in transaction.take_list(&mut body, &names, |_| None) {
-            match ToDevice::read(message) {
-                Some(message) => transaction.to_device.push(message),
-                None => transaction.skipped += 1,
-            }
-        }
-        let counts = take_map(
+        transaction.to_device =
+            transaction.take_list(&mut body, &names, |message| ToDevice::read(parsed(message)?));
+        let counts = transaction.take_map(
             &mut body,
             &[
                 "device_one_time_keys_count",
@@ -103,7 +99,7 @@ impl Transaction {
             let left = counts.get(SIGNED_CURVE25519).map_or(Some(0), Value::as_u64);
             transaction.counts_of(user, device).one_time_keys = left;
         }
-        let fallback = take_map(
+        let fallback = transaction.take_map(
             &mut body,
             &[
                 "device_unused_fallback_key_types",
@@ -118,40 +114,54 @@ impl Transaction {
         }
         // Whoever left shares no room any more; asking for their keys once too often does no harm.
         for name in ["device_lists", "org.matrix.msc3202.device_lists"] {
-            let mut lists: Body = take(&mut body, name).unwrap_or_default();
-            for user in transaction.take_list(&mut lists, &["changed"], |_| None) {
-                match user {
-                    Value::String(user) if foreign::is_id(&user) => {
-                        transaction.changed_users.push(user);
-                    }
-                    _ => transaction.skipped += 1,
-                }
-            }
+            let mut lists: Body = transaction.take(&mut body, name).unwrap_or_default();
+            let changed = transaction.take_list(&mut lists, &["changed"], |user| {
+                parsed(user).filter(|user: &String| foreign::is_id(user))
+            });
+            transaction.changed_users.extend(changed);
         }
         transaction.changed_users.sort_unstable();
         transaction.changed_users.dedup();
         Ok(transaction)
     }
 
-    /// The items of the lists under all of these names, one list after the other; one that does not parse
-    /// is what `otherwise` makes of it.
-    fn take_list(
+    /// The items of the lists under all of these names that `read` takes, one list after the other. Each is
+    /// read as it is met: millions that make no sense take no room.
+    fn take_list<T>(
         &mut self,
         body: &mut Body,
         names: &[&str],
-        otherwise: fn(&RawValue) -> Option<Value>,
-    ) -> Vec<Value> {
+        read: fn(&RawValue) -> Option<T>,
+    ) -> Vec<T> {
         let mut items = Vec::new();
-        for name in names {
-            let list: Vec<Box<RawValue>> = take(body, name).unwrap_or_default();
-            for item in list {
-                match serde_json::from_str(item.get()).ok().or_else(|| otherwise(&item)) {
-                    Some(item) => items.push(item),
-                    None => self.skipped += 1,
-                }
-            }
+        for list in names.iter().filter_map(|name| given(body, name)) {
+            let each = Each(|item: &RawValue| match read(item) {
+                Some(item) => items.push(item),
+                None => self.skipped += 1,
+            });
+            let is_list = serde_json::Deserializer::from_str(list.get()).deserialize_seq(each);
+            self.skipped += usize::from(is_list.is_err());
         }
         items
+    }
+
+    /// The maps under all of these names, the last word on a key winning.
+    fn take_map(&mut self, body: &mut Body, names: &[&str]) -> Map<String, Value> {
+        let mut items = Map::new();
+        for name in names {
+            let map: Body = self.take(body, name).unwrap_or_default();
+            let map = map.into_iter().filter(|(key, _)| foreign::is_id(key));
+            items.extend(map.filter_map(|(key, raw)| Some((key, parsed::<Value>(&raw)?))));
+        }
+        items
+    }
+
+    /// What stands under a name, if it has the shape that is wanted; else it is skipped as one item,
+    /// unless it is nothing.
+    fn take<T: DeserializeOwned>(&mut self, body: &mut Body, name: &str) -> Option<T> {
+        let taken = parsed(&*given(body, name)?);
+        self.skipped += usize::from(taken.is_none());
+        taken
     }
 
     fn counts_of(&mut self, user: String, device: String) -> &mut KeyCounts {
@@ -200,6 +210,28 @@ impl ToDevice {
     }
 }
 
+/// Gives each item of a list to a function.
+struct Each<F>(F);
+
+impl<'de, F: FnMut(&'de RawValue)> Visitor<'de> for Each<F> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
+        while let Some(item) = list.next_element()? {
+            self.0(item);
+        }
+        Ok(())
+    }
+}
+
+fn parsed<T: DeserializeOwned>(item: &RawValue) -> Option<T> {
+    serde_json::from_str(item.get()).ok()
+}
+
 /// Of a state event that no parser takes, the fields that one does: whoever turns encryption on, or leaves,
 /// with depths or numbers in the content that we cannot read has done it all the same.
 fn what_is_sound(event: &RawValue) -> Option<Value> {
@@ -217,24 +249,9 @@ fn what_is_sound(event: &RawValue) -> Option<Value> {
     event.get("state_key").is_some_and(Value::is_string).then_some(event.into())
 }
 
-/// What stands under a name, if it has the shape that is wanted.
-fn take<T: DeserializeOwned>(body: &mut Body, name: &str) -> Option<T> {
-    serde_json::from_str(body.remove(name)?.get()).ok()
-}
-
-/// The maps under all of these names, the last word on a key winning.
-fn take_map(body: &mut Body, names: &[&str]) -> Map<String, Value> {
-    let mut items = Map::new();
-    for name in names {
-        let map: Body = take(body, name).unwrap_or_default();
-        let parsed = map.into_iter().filter(|(key, _)| foreign::is_id(key));
-        items.extend(
-            parsed.filter_map(|(key, raw)| {
-                Some((key, serde_json::from_str::<Value>(raw.get()).ok()?))
-            }),
-        );
-    }
-    items
+/// What stands under a name, unless it is nothing.
+fn given(body: &mut Body, name: &str) -> Option<Box<RawValue>> {
+    body.remove(name).filter(|raw| raw.get() != "null")
 }
 
 /// `{user: {device: value}}`, flattened.
@@ -318,6 +335,22 @@ mod tests {
         assert_eq!(transaction.events.len(), 1);
         assert_eq!(transaction.changed_users, ["@a:x"]);
         assert_eq!(transaction.skipped, 5);
+    }
+
+    #[test]
+    fn a_list_that_is_none_is_counted_and_takes_no_other_with_it() {
+        let transaction = read(&json!({
+            "events": {"event_id": "$1"},
+            "to_device": "m",
+            "de.sorunome.msc2409.to_device": null,
+            "device_lists": ["@a:x"],
+            "org.matrix.msc3202.device_lists": {"changed": "@a:x", "left": 3},
+            "device_one_time_keys_count": [],
+            "device_unused_fallback_key_types": {"@bot:x": {"DEV": []}},
+        }));
+        assert_eq!(transaction.skipped, 5);
+        assert_eq!(transaction.key_counts[&key("@bot:x", "DEV")].fallback_keys, Some(Vec::new()));
+        assert!(transaction.events.is_empty() && transaction.changed_users.is_empty());
     }
 
     #[test]

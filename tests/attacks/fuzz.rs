@@ -3,12 +3,10 @@
 //! In the suite these run some thousand times each, with another seed every time, which a failure
 //! prints. `BOLERO_RANDOM_TEST_TIME_MS=600000 BOLERO_RANDOM_ITERATIONS=1000000000` makes them go on for
 //! ten minutes, `RUSTC_BOOTSTRAP=1 cargo bolero test --test it attacks::fuzz::...` looks for new paths
-//! through the code with libFuzzer, and `GREENSHIELD_FUZZ_REQUESTS` is how many requests the running
-//! program gets.
+//! through the code with libFuzzer. `surfaces` does the same to the running program.
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
 use greenshield::{
     appservice::wire::Transaction,
     crypto::VerificationMessage,
@@ -20,14 +18,7 @@ use greenshield::{
 use ruma::server_name;
 use serde_json::{Value, value::RawValue};
 
-use super::{
-    mutate::{Dice, SIGNUPS, TRANSACTIONS, bent},
-    tools::{raw, request, token, unharmed},
-};
-use crate::{
-    fast::scene::Scene,
-    support::{random, report},
-};
+use super::mutate::{Dice, SIGNUPS, TRANSACTIONS, bent};
 
 const ITERATIONS: usize = 3000;
 
@@ -63,6 +54,86 @@ fn any_transaction_is_read_item_by_item() {
             read.changed_users.is_sorted() && read.changed_users.iter().all(|u| foreign::is_id(u))
         );
         assert!(read.events.len() + read.to_device.len() + read.skipped <= body.len());
+    });
+}
+
+/// The lists of a transaction, under each of their names.
+const EVENTS: &[&str] = &["events"];
+const TO_DEVICE: &[&str] = &["to_device", "de.sorunome.msc2409.to_device"];
+const DEVICE_LISTS: [&str; 2] = ["device_lists", "org.matrix.msc3202.device_lists"];
+const COUNTS: [&str; 3] = [
+    "device_one_time_keys_count",
+    "org.matrix.msc3202.device_one_time_keys_count",
+    "org.matrix.msc3202.device_one_time_key_counts",
+];
+
+/// Every item that the shapes have under these names.
+fn items(names: &[&str]) -> Vec<Value> {
+    let lists = TRANSACTIONS.iter().flat_map(|shape| names.iter().map(|name| &shape[*name]));
+    lists.filter_map(Value::as_array).flatten().cloned().collect()
+}
+
+/// A JSON list of these, with `bent` somewhere among them.
+fn list(items: &[Value], bent: Option<&str>, dice: &mut Dice<'_>) -> String {
+    let mut items: Vec<String> = items.iter().map(Value::to_string).collect();
+    if let Some(bent) = bent {
+        items.insert(dice.below(items.len() + 1), bent.to_owned());
+    }
+    format!("[{}]", items.join(","))
+}
+
+/// Whether all of these are there, in their order, whatever else is.
+fn holds<'a>(read: impl Iterator<Item = &'a Value>, wanted: &[Value]) -> bool {
+    let mut left = wanted.iter().peekable();
+    for item in read {
+        left.next_if_eq(&item);
+    }
+    left.peek().is_none()
+}
+
+/// Whatever one item is, all the others come through: those of its list, and of the other lists.
+#[test]
+fn a_bent_item_takes_no_sound_one_with_it() {
+    let (events, to_device) = (items(EVENTS), items(TO_DEVICE));
+    let users = [Value::from("@alice:example.org"), Value::from("@bob:elsewhere.example")];
+    let everything = [&events[..], &to_device, &users].concat();
+    let delivered: Vec<Value> = to_device
+        .iter()
+        .map(|message| {
+            let mut message = message.clone();
+            let object = message.as_object_mut().expect("an object");
+            object.retain(|key, _| !key.starts_with("to_"));
+            message
+        })
+        .collect();
+    bolero::check!().with_iterations(ITERATIONS).for_each(|bytes: &[u8]| {
+        let mut dice = Dice::new(bytes);
+        let where_to = dice.below(5);
+        let (names, lists) = (TO_DEVICE[dice.below(2)], DEVICE_LISTS[dice.below(2)]);
+        let counts = COUNTS[dice.below(3)];
+        let bent = bent(&everything, &mut dice);
+        // Between commas it must be one item, whatever it says.
+        let bent = serde_json::from_slice::<Box<RawValue>>(&bent).ok();
+        let bent = bent.as_ref().map_or("[1e999]", |bent| bent.get());
+        let at = |place| (where_to == place).then_some(bent);
+        let body = format!(
+            r#"{{"events": {}, "{names}": {}, "{lists}": {{"changed": {}, "left": {}}},
+                "{counts}": {{{}"@bot:example.org": {{"DEVICE": {{"signed_curve25519": 7}}}}}}}}"#,
+            list(&events, at(0), &mut dice),
+            list(&to_device, at(1), &mut dice),
+            list(&users, at(2), &mut dice),
+            at(3).unwrap_or("[]"),
+            at(4).map_or_else(String::new, |bent| format!(r#""@bent:example.org": {bent},"#)),
+        );
+        let read = Transaction::read(body.as_bytes()).expect("an object");
+        assert!(holds(read.events.iter().map(|event| &event.json), &events), "{body}");
+        assert!(holds(read.to_device.iter().map(|message| &message.json), &delivered), "{body}");
+        let changed = |user: &Value| read.changed_users.iter().any(|changed| user == changed);
+        assert!(users.iter().all(changed), "{body}");
+        let device = ("@bot:example.org".to_owned(), "DEVICE".to_owned());
+        assert_eq!(read.key_counts[&device].one_time_keys, Some(7), "{body}");
+        // What is skipped is no more than the one.
+        assert!(read.skipped <= 1, "{body}");
     });
 }
 
@@ -135,74 +206,4 @@ fn holds_nul(value: &Value) -> bool {
         Value::Object(map) => map.iter().any(|(key, value)| key.contains('\0') || holds_nul(value)),
         _ => false,
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn any_request_is_answered_by_the_running_program() -> Result<()> {
-    let (scene, alice, bot) = Scene::with_bot().await?;
-    // What is bent may well be that the bot has left, or that the room speaks another algorithm.
-    let room = scene.fake.room(&alice.user_id, true, &[&bot.user_id]);
-    let requests = std::env::var("GREENSHIELD_FUZZ_REQUESTS");
-    let requests: usize = requests.ok().and_then(|n| n.parse().ok()).unwrap_or(600);
-    let bearer = format!("Authorization: Bearer {}", token(&scene.greenshield, "hs_token")?);
-    let listeners = [
-        scene.greenshield.appservice_url(),
-        scene.greenshield.public_url(),
-        scene.greenshield.operator_url(),
-    ];
-    let real = |body: Vec<u8>| {
-        let text = String::from_utf8_lossy(&body);
-        let text = text.replace("@bot:example.org", &bot.user_id).replace("DEVICE", &bot.device_id);
-        text.replace("!room:example.org", &room).replace("@alice:example.org", &alice.user_id)
-    };
-    for number in 0..requests {
-        let bytes: [u8; 256] = random::bytes();
-        let mut dice = Dice::new(&bytes);
-        let (listener, method, path, body) = match dice.below(8) {
-            0..=2 => {
-                let path = format!("/_matrix/app/v1/transactions/f{number}");
-                (0, "PUT", path, real(bent(&TRANSACTIONS, &mut dice)))
-            }
-            3 => {
-                (0, "GET", format!("/_matrix/app/v1/users/{}", odd_path(&mut dice)), String::new())
-            }
-            4 => {
-                let path = "/signup/api".to_owned();
-                (1, "POST", path, real(bent(&SIGNUPS, &mut dice)))
-            }
-            5 => {
-                let path = "/signup/api/crosssign".to_owned();
-                (1, "POST", path, real(bent(&SIGNUPS, &mut dice)))
-            }
-            6 => (1, "POST", "/signup".to_owned(), odd_path(&mut dice)),
-            _ => (dice.below(3), "GET", format!("/{}", odd_path(&mut dice)), String::new()),
-        };
-        let form = "Content-Type: application/x-www-form-urlencoded";
-        let headers: &[&str] = if listener == 0 { &[&bearer] } else { &[form] };
-        let answer =
-            raw(&listeners[listener], &request(method, &path, headers, body.as_bytes())).await?;
-        let story = || format!("{method} {path}\n{body}\n{answer:?}\nseed {bytes:?}");
-        ensure!(answer.status < 500, "{}", story());
-        let told = answer.told();
-        if (400..500).contains(&answer.status) && !answer.body.is_empty() && path != "/signup" {
-            ensure!(told != answer.status.to_string(), "not in Matrix's words: {}", story());
-        }
-        if path.contains("transactions/f") {
-            ensure!(matches!(told.as_str(), "200" | "400 M_NOT_JSON"), "{}", story());
-        }
-    }
-    alice.forget_key(&bot.room).await?;
-    alice.ping(&bot.room).await?;
-    unharmed(&scene).await?;
-    let note =
-        "bent shapes of transactions and signups, odd paths: no 5xx, no panic, the bot answers";
-    report::row("Attackers", "Random requests to the running program", requests as u64, 0, note);
-    Ok(())
-}
-
-/// Bytes that may stand in a path; some of them say others.
-fn odd_path(dice: &mut Dice<'_>) -> String {
-    let odd =
-        ["%00", "%2F", "..", "%ff", "%", "a", "@", ":", "?", "=", "&", "+", ";", "/", "~", "%25"];
-    (0..dice.below(40)).map(|_| odd[dice.below(odd.len())]).collect()
 }

@@ -11,4 +11,5 @@ mod sealing_key;
 mod secrets;
 mod slow;
 mod strangers;
+mod surfaces;
 mod tools;

@@ -6,6 +6,12 @@ use serde_json::{Value, json};
 
 pub static TRANSACTIONS: LazyLock<Vec<Value>> = LazyLock::new(|| corpus("transactions"));
 pub static SIGNUPS: LazyLock<Vec<Value>> = LazyLock::new(|| corpus("signups"));
+/// The fields of the page's form, or of its link.
+pub static FORMS: LazyLock<Vec<Value>> = LazyLock::new(|| corpus("forms"));
+/// `LISTENER METHOD PATH`: 0 is the homeserver's, 1 the public one, 2 the operator's.
+pub static PATHS: LazyLock<Vec<String>> = LazyLock::new(|| lines("paths.txt"));
+/// `Name: value`.
+pub static HEADERS: LazyLock<Vec<String>> = LazyLock::new(|| lines("headers.txt"));
 
 fn corpus(folder: &str) -> Vec<Value> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/attacks/corpus").join(folder);
@@ -14,6 +20,12 @@ fn corpus(folder: &str) -> Vec<Value> {
     paths.sort();
     let read = |path| fs::read_to_string(path).expect("readable");
     paths.iter().map(|path| serde_json::from_str(&read(path)).expect("JSON")).collect()
+}
+
+fn lines(file: &str) -> Vec<String> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/attacks/corpus").join(file);
+    let text = fs::read_to_string(file).expect("the corpus is there");
+    text.lines().map(ToOwned::to_owned).collect()
 }
 
 /// Choices, taken from whatever bytes a fuzzer thinks of; all zero when they are used up.
@@ -39,15 +51,87 @@ impl<'a> Dice<'a> {
 
 /// One of the shapes, bent: seldom still JSON, often still almost the shape.
 pub fn bent(shapes: &[Value], dice: &mut Dice<'_>) -> Vec<u8> {
-    let mut shape = shapes[dice.below(shapes.len())].clone();
-    for _ in 0..dice.below(5) {
-        bend(&mut shape, shapes, dice);
-    }
-    let mut text = shape.to_string().into_bytes();
+    let mut text = bent_shape(shapes, dice).to_string().into_bytes();
     for _ in 0..dice.below(3) {
         bend_text(&mut text, dice);
     }
     text
+}
+
+fn bent_shape(shapes: &[Value], dice: &mut Dice<'_>) -> Value {
+    let mut shape = shapes[dice.below(shapes.len())].clone();
+    for _ in 0..dice.below(5) {
+        bend(&mut shape, shapes, dice);
+    }
+    shape
+}
+
+/// A form, bent, as it is sent: `a=b&c=d`.
+pub fn bent_form(dice: &mut Dice<'_>) -> String {
+    let shape = bent_shape(&FORMS, dice);
+    let mut form = url::form_urlencoded::Serializer::new(String::new());
+    for (name, value) in shape.as_object().into_iter().flatten() {
+        match value {
+            Value::String(text) => form.append_pair(name, text),
+            Value::Array(values) => {
+                form.extend_pairs(values.iter().map(|value| (name, value.to_string())))
+            }
+            value => form.append_pair(name, &value.to_string()),
+        };
+    }
+    bent_line(&form.finish(), dice)
+}
+
+/// A line of a request's head or a form, bent; still one line, and never longer than a head may be.
+pub fn bent_line(line: &str, dice: &mut Dice<'_>) -> String {
+    let odd = [
+        "%00",
+        "%2F",
+        "%ff",
+        "%",
+        "%25",
+        "..",
+        "/",
+        "//",
+        "?",
+        "#",
+        "&",
+        "=",
+        "+",
+        ";",
+        ":",
+        "@",
+        ",",
+        " ",
+        "\t",
+        "\"",
+        "\u{e9}",
+        "\u{1f6e1}",
+        "\u{7f}",
+        "*",
+        "~",
+        "[",
+        "]",
+        "0",
+        "-1",
+        "null",
+    ];
+    let mut line: Vec<char> = line.chars().collect();
+    for _ in 0..dice.below(4) {
+        let at = dice.below(line.len());
+        match dice.below(6) {
+            0 => line.truncate(at),
+            1 => drop(line.drain(at..(at + dice.below(9)).min(line.len()))),
+            2 => drop(line.splice(at..at, std::iter::repeat_n('x', dice.below(3000)))),
+            3 => {
+                let end = (at + dice.below(100)).min(line.len());
+                let again = line[at..end].to_vec();
+                line.splice(at..at, again);
+            }
+            _ => drop(line.splice(at..at, odd[dice.below(odd.len())].chars())),
+        }
+    }
+    line.into_iter().filter(|c| !matches!(c, '\r' | '\n')).collect()
 }
 
 /// Goes down to some value, and does something to it.
