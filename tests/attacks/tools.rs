@@ -41,11 +41,26 @@ pub fn log(greenshield: &Greenshield) -> Result<String> {
 
 /// The running program's memory, in MiB.
 pub fn memory(greenshield: &mut Greenshield) -> Result<f64> {
+    status(greenshield, "VmRSS:")
+}
+
+/// The most that it has had since it began, or since [`forget_peak`], in MiB.
+pub fn peak_memory(greenshield: &mut Greenshield) -> Result<f64> {
+    status(greenshield, "VmHWM:")
+}
+
+fn status(greenshield: &mut Greenshield, what: &'static str) -> Result<f64> {
     let pid = greenshield.process().context("greenshield runs")?.pid();
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(what)).context(what)?;
     let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib / 1024.0)
+}
+
+/// The peak is what the program has now.
+pub fn forget_peak(greenshield: &mut Greenshield) -> Result<()> {
+    let pid = greenshield.process().context("greenshield runs")?.pid();
+    Ok(fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
 }
 
 /// Nothing panicked, and no bot is in trouble.
