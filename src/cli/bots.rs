@@ -35,11 +35,13 @@ Examples:
 const REPAIR_EXAMPLES: &str = "\
 What it does, at the least that is needed:
   nothing is wrong           fetches lost to-device messages
+  stored rows are damaged    drops them: what was in them comes again
   the device is not signed   signs it again
   the device is lost         a new device under the same identity: nobody has to verify again
 
 Lost means: deleted at the homeserver, its keys there or here missing or damaged. The old device is
-left alone. It is refused if the homeserver shows another identity than ours.
+left alone. It is refused if the homeserver shows another identity than ours, and if ours is damaged
+here and no other copy is left.
 
 Examples:
   greenshield bots repair @bot_helper:example.org
@@ -260,6 +262,10 @@ fn told(repair: &Repair, device_id: &str) -> String {
         ),
         Some(RepairOutcome::Healthy) => {
             "nothing was wrong with its device; it fetches what it may have missed".to_owned()
+        }
+        Some(RepairOutcome::Healed) => {
+            "damaged rows were dropped, what was in them comes again; its device is whole"
+                .to_owned()
         }
         Some(RepairOutcome::Signed) => "its device was signed by its identity again".to_owned(),
         Some(RepairOutcome::NewDevice) => format!(

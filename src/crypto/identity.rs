@@ -7,6 +7,7 @@ use ruma::{
     serde::Raw,
 };
 use serde_json::Value;
+use vodozemac::Ed25519SecretKey;
 
 use super::{BotMachine, CryptoError};
 use crate::store::bots::{IdentitySecrets, PublicIdentity};
@@ -39,14 +40,13 @@ impl BotMachine {
         &self,
         stored: Option<IdentitySecrets>,
     ) -> Result<IdentityUpload, CryptoError> {
-        let status = self.machine.cross_signing_status().await;
-        if !(status.has_master && status.has_self_signing && status.has_user_signing)
-            && let Some(stored) = stored
+        if let Some(stored) = stored
+            && !self.has_identity().await
         {
-            self.restore(&stored).await?;
+            self.restore_identity(&stored).await?;
         }
         let requests = self.machine.bootstrap_cross_signing(false).await?;
-        let secrets = self.secrets().await?;
+        let secrets = self.identity_secrets().await?;
         let public = public_identity(&requests.upload_signing_keys_req)?;
 
         let mut signing_keys = upload_signing_keys::v3::Request::new();
@@ -109,7 +109,19 @@ impl BotMachine {
         Ok(())
     }
 
-    async fn restore(&self, stored: &IdentitySecrets) -> Result<(), CryptoError> {
+    /// Whether the machine has all of the private identity.
+    pub async fn has_identity(&self) -> bool {
+        let status = self.machine.cross_signing_status().await;
+        status.has_master && status.has_self_signing && status.has_user_signing
+    }
+
+    /// Brings the private identity back into a machine that has lost it. The machine takes it only if
+    /// it has seen the public one.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails, or the public identity that the machine has seen is another one.
+    pub async fn restore_identity(&self, stored: &IdentitySecrets) -> Result<(), CryptoError> {
         let status = self
             .machine
             .import_cross_signing_keys(CrossSigningKeyExport {
@@ -127,7 +139,12 @@ impl BotMachine {
         ))
     }
 
-    async fn secrets(&self) -> Result<IdentitySecrets, CryptoError> {
+    /// The machine's copy of the private identity.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails, or the machine has not all of it.
+    pub async fn identity_secrets(&self) -> Result<IdentitySecrets, CryptoError> {
         let incomplete = || CryptoError::Identity("the identity is incomplete".to_owned());
         let export = self.machine.export_cross_signing_keys().await?.ok_or_else(incomplete)?;
         Ok(IdentitySecrets {
@@ -136,6 +153,18 @@ impl BotMachine {
             user_signing: export.user_signing_key.clone().ok_or_else(incomplete)?,
         })
     }
+}
+
+/// Whether these are the private halves of `public`.
+#[must_use]
+pub fn is_identity_of(secrets: &IdentitySecrets, public: &PublicIdentity) -> bool {
+    let is = |secret: &str, public: &str| {
+        Ed25519SecretKey::from_base64(secret)
+            .is_ok_and(|secret| secret.public_key().to_base64() == public)
+    };
+    is(&secrets.master, &public.master_key)
+        && is(&secrets.self_signing, &public.self_signing_key)
+        && is(&secrets.user_signing, &public.user_signing_key)
 }
 
 fn public_identity(

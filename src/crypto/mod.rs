@@ -24,7 +24,7 @@ use matrix_sdk_crypto::{
 use ruma::{OwnedUserId, TransactionId};
 
 pub use self::{
-    identity::IdentityUpload,
+    identity::{IdentityUpload, is_identity_of},
     published::{Published, PublishedDevice, PublishedIdentity},
     receive::{Received, SyncChanges},
     room::{Encrypted, RoomSettings, ShareRequests, Undecryptable},

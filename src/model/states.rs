@@ -132,6 +132,8 @@ words! {
     RepairOutcome {
         /// Nothing was wrong with its device.
         Healthy = "healthy",
+        /// Rows that did not open were dropped; what was in them comes again.
+        Healed = "healed",
         /// Its device was signed by its identity again.
         Signed = "signed",
         /// It has a new device.

@@ -214,6 +214,35 @@ pub async fn keep_identity(
     Ok(())
 }
 
+/// Replaces the private halves of a bot's identity, which do not open any more, by another copy of the
+/// same ones: `public` are theirs, and only where it is kept so they are written.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn mend_identity(
+    conn: &mut PgConnection,
+    sealer: &Sealer,
+    bot: BotId,
+    public: &PublicIdentity,
+    secrets: &IdentitySecrets,
+) -> Result<(), StoreError> {
+    let sealed = sealer.seal_json(IDENTITIES, Some(bot), secrets)?;
+    sqlx::query!(
+        "-- bots.mend_identity
+        UPDATE bot_identities SET sealed_secrets = $5
+        WHERE bot_id = $1 AND master_key = $2 AND self_signing_key = $3 AND user_signing_key = $4",
+        bot.0,
+        public.master_key,
+        public.self_signing_key,
+        public.user_signing_key,
+        sealed,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// Records that the bot's to-device inbox was asked for.
 ///
 /// # Errors

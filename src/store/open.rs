@@ -39,6 +39,12 @@ pub enum OpenError {
     /// There is no data key yet.
     #[error("the database has no data key yet: run `greenshield migrate`")]
     NoKey,
+    /// The data key is gone, and what it has sealed is not.
+    #[error(
+        "the database has bots, but the data key that seals their keys is gone (`sealing_key` is empty): \
+         bring this table back from a backup of the database; a new data key would open nothing"
+    )]
+    KeyGone,
     /// It is a restored copy.
     #[error(
         "the database was restored from a backup, or moved here: run `greenshield restored`, which says \
@@ -156,7 +162,8 @@ async fn refuse_newer(conn: &mut PgConnection) -> Result<(), OpenError> {
     unknown.map_or(Ok(()), |version| Err(OpenError::Newer(version)))
 }
 
-/// The data key, made if there is none: of several processes that try, one's stays.
+/// The data key, made if there is none and nothing is sealed yet: of several processes that try, one's
+/// stays.
 async fn data_key(
     conn: &mut PgConnection,
     key: &WrappingKey,
@@ -166,7 +173,7 @@ async fn data_key(
     sqlx::query!(
         "-- open.data_key
         INSERT INTO sealing_key (wrapped, created_at)
-        VALUES ($1, $2)
+        SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM bots)
         ON CONFLICT (singleton) DO NOTHING",
         new,
         now,
@@ -174,7 +181,7 @@ async fn data_key(
     .execute(&mut *conn)
     .await
     .map_err(StoreError::from)?;
-    let wrapped = wrapped_key(conn).await?.ok_or(OpenError::NoKey)?;
+    let wrapped = wrapped_key(conn).await?.ok_or(OpenError::KeyGone)?;
     Ok(Sealer::unwrap(key, &wrapped)?)
 }
 
@@ -229,6 +236,18 @@ mod tests {
 
         let wrong = open_and_migrate(&url, 2, &key(2), now()).await;
         assert!(matches!(wrong, Err(OpenError::Key(SealError::WrongKey))));
+    }
+
+    #[tokio::test]
+    async fn a_data_key_that_is_gone_is_not_made_anew_while_there_are_bots() {
+        let database = testing::database().await;
+        let url = database.url();
+        database.bot("@bot_a:x", "DEV").await;
+        let gone = open_and_migrate(&url, 2, &key(1), now()).await;
+        assert!(matches!(gone, Err(OpenError::KeyGone)));
+        assert_eq!(database.text("SELECT COUNT(*)::TEXT FROM sealing_key").await, "0");
+        database.execute("DELETE FROM bots").await;
+        open_and_migrate(&url, 2, &key(1), now()).await.expect("nothing is sealed yet");
     }
 
     #[tokio::test]

@@ -24,12 +24,17 @@ pub(super) async fn published(
     step: &mut Step<'_>,
     ours: &PublicIdentity,
 ) -> Result<Published, StepError> {
+    let answer = ask(step).await?;
+    Ok(Published::read(&answer, &step.bot.user_id, &step.bot.device_id, ours))
+}
+
+/// The homeserver's answer to a `/keys/query` about the bot.
+pub(super) async fn ask(step: &mut Step<'_>) -> Result<get_keys::v3::Response, StepError> {
     let homeserver = step.homeserver().await?;
     let user = &step.bot.user_id;
     let mut request = get_keys::v3::Request::new();
     request.device_keys.insert(user.clone(), Vec::new());
-    let answer = homeserver.send(As::User(user), request).await?;
-    Ok(Published::read(&answer, user, &step.bot.device_id, ours))
+    Ok(homeserver.send(As::User(user), request).await?)
 }
 
 /// Looks, if it is time. A homeserver that does not answer is no reason to fail: the next look comes.

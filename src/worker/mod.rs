@@ -4,7 +4,7 @@
 //! owns that bot's machine while it lasts:
 //!
 //! 1. [`provision`]: if the bot is still being made, the steps of its signup; [`repair`]: if it has lost
-//!    its device, a new one;
+//!    its device, a new one, under the same [`identity`];
 //! 2. [`receive`]: to-device messages and key counts, in one call;
 //! 3. [`reconcile`]: if asked, the to-device messages that transactions lost, and a look at what the
 //!    homeserver shows of the bot ([`guard`]);
@@ -27,6 +27,7 @@ mod bot_worker;
 mod device_keys;
 mod error;
 mod guard;
+mod identity;
 mod invites;
 mod lost;
 mod machines;

@@ -1,9 +1,11 @@
 //! The repair ladder: a bot whose device is lost gets a new one, under the same identity.
 //!
-//! Rungs, from the lowest: nothing is wrong; the device is to be signed again; the device is lost (it
-//! was deleted at the homeserver, its Olm account is missing or damaged, or the homeserver holds other
+//! Rungs, from the lowest: nothing is wrong; the machine does not open, or will stumble, for rows that
+//! are damaged, and they are dropped; the device is to be signed again; the device is lost (it was
+//! deleted at the homeserver, its Olm account is missing or damaged, or the homeserver holds other
 //! one-time keys under its ids) and a new one takes its place. There is no rung with a new identity:
-//! where the homeserver shows another one than ours, a repair is refused.
+//! where the homeserver shows another one than ours, a repair is refused, and so it is where the private
+//! identity is damaged and nothing can bring it back.
 //!
 //! The wish is a row (see [`repairs`]), and so every part may be broken off and done again. The old
 //! device is given up in one commit; the new one is made without keys, which nobody heeds; its keys go
@@ -12,7 +14,7 @@
 
 use tracing::{info, warn};
 
-use super::{StepError, bot_worker::Step, guard, outgoing};
+use super::{StepError, bot_worker::Step, guard, identity, outgoing};
 use crate::{
     crypto::{BotMachine, Published, PublishedDevice, PublishedIdentity, SyncChanges},
     homeserver::HomeserverError,
@@ -48,7 +50,10 @@ pub(super) async fn open_machine(step: &mut Step<'_>) -> Result<BotMachine, Step
         }
     }
     match BotMachine::open(store, step.fence, &bot, prefetched).await {
-        Ok(machine) => Ok(machine),
+        Ok(machine) => {
+            identity::bring_back(step, &machine).await?;
+            Ok(machine)
+        }
         Err(error) => match account(step).await {
             Ok(Account::Lost(how)) if bot.state == BotState::Active => {
                 warn!(error = chain(&error), "the bot's machine does not open");
@@ -164,7 +169,11 @@ async fn climb(step: &mut Step<'_>, repair: &OpenRepair) -> Result<RepairOutcome
     if !repair.switched {
         let published = guard::published(step, &identity).await?;
         refuse_other(&published)?;
-        match rung(step, repair, &published).await? {
+        let (account, healed) = opened(step, repair).await?;
+        let opens = matches!(account, Account::Whole { .. });
+        identity::secure(step, &identity, opens).await?;
+        match rung(step, repair, &published, account).await? {
+            Rung::Nothing if healed => return Ok(RepairOutcome::Healed),
             Rung::Nothing => return Ok(RepairOutcome::Healthy),
             Rung::Sign => {
                 publish(step, &identity).await?;
@@ -206,13 +215,14 @@ async fn rung(
     step: &mut Step<'_>,
     repair: &OpenRepair,
     published: &Published,
+    account: Account,
 ) -> Result<Rung, StepError> {
     match repair.reason {
         RepairReason::NewDevice => return Ok(Rung::NewDevice("an operator wants it")),
         RepairReason::OneTimeKeys => return Ok(Rung::NewDevice("its one-time keys are taken")),
         RepairReason::Asked | RepairReason::Account => {}
     }
-    let curve25519 = match account(step).await? {
+    let curve25519 = match account {
         Account::Whole { curve25519 } => curve25519,
         Account::Lost(how) => return Ok(Rung::NewDevice(how)),
     };
@@ -250,6 +260,34 @@ async fn account(step: &mut Step<'_>) -> Result<Account, StepError> {
     })
 }
 
+/// The account, if the machine opens with it: without the rows that do not open, if there are any. Tells
+/// also whether there were.
+async fn opened(step: &mut Step<'_>, repair: &OpenRepair) -> Result<(Account, bool), StepError> {
+    let account = account(step).await?;
+    if matches!(account, Account::Lost(_)) {
+        return Ok((account, false));
+    }
+    let dropped = crypto_store(step).drop_damaged().await.map_err(StepError::retry)?;
+    // One that was opened without the private identity gets it when it is opened again.
+    let bare = step.has_machine() && !step.machine().await?.has_identity().await;
+    if dropped > 0 || bare {
+        warn!(dropped, bare, "dropped what does not open any more");
+        step.forget_machine();
+    }
+    match step.machine().await {
+        Ok(_) => Ok((account, dropped > 0 || bare)),
+        // Who wants a new device in any case need not wait for the old one's machine.
+        Err(error)
+            if error.is_damage()
+                || (error.is_retry() && repair.reason == RepairReason::NewDevice) =>
+        {
+            warn!(error = chain(&error), "the bot's machine does not open");
+            Ok((Account::Lost("whole, but its machine does not open"), true))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 fn crypto_store(step: &Step<'_>) -> PgCryptoStore {
     PgCryptoStore::new(step.context.store.clone(), step.bot.id, step.fence)
 }
@@ -275,9 +313,9 @@ async fn switch(step: &mut Step<'_>) -> Result<(), StepError> {
         step.failed(&error).await;
     }
     step.forget_machine();
-    let dropped = crypto_store(step).drop_damaged_room_keys().await.map_err(StepError::retry)?;
+    let dropped = crypto_store(step).drop_damaged().await.map_err(StepError::retry)?;
     if dropped > 0 {
-        warn!(dropped, "dropped room keys that do not open");
+        warn!(dropped, "dropped what does not open any more");
     }
     let mut tx = step.begin().await?;
     let new = repairs::switch(&mut tx, step.bot.id, &step.bot.user_id, step.now()).await?;

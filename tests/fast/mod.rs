@@ -6,6 +6,7 @@ mod devices;
 mod failures;
 mod panics;
 mod plaintext;
+mod repair;
 mod room_keys;
 pub mod scene;
 pub mod signup;

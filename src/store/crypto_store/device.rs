@@ -3,7 +3,7 @@
 use ruma::UserId;
 use sqlx::PgConnection;
 
-use super::{PgCryptoStore, PgCryptoStoreError, Result, account, group_sessions};
+use super::{PgCryptoStore, PgCryptoStoreError, Result, account};
 use crate::{
     model::BotId,
     store::{SealError, StoreError},
@@ -41,34 +41,6 @@ impl PgCryptoStore {
             Err(error) if is_damage(&error) => Ok(AccountState::Damaged),
             Err(error) => Err(error),
         }
-    }
-
-    /// Drops the room keys that do not open, and tells how many they were.
-    ///
-    /// # Errors
-    ///
-    /// The database's own, or a lost lease.
-    pub async fn drop_damaged_room_keys(&self) -> Result<usize> {
-        let damaged = group_sessions::damaged(self).await?;
-        if damaged.is_empty() {
-            return Ok(0);
-        }
-        let (rooms, sessions): (Vec<_>, Vec<_>) = damaged.into_iter().unzip();
-        let mut write = self.turn().await.begin().await?;
-        sqlx::query!(
-            "-- crypto_store.device.drop_damaged_room_keys
-            DELETE FROM crypto_inbound_group_sessions
-            WHERE bot_id = $1 AND (room_id, session_id) IN (
-                SELECT * FROM UNNEST($2::TEXT[], $3::TEXT[])
-            )",
-            write.bot.0,
-            &rooms,
-            &sessions,
-        )
-        .execute(&mut *write.tx)
-        .await?;
-        write.commit().await?;
-        Ok(sessions.len())
     }
 }
 

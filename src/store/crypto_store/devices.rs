@@ -13,8 +13,8 @@ use crate::{
     store::{SealError, StoreError},
 };
 
-const DEVICES: &str = "crypto_devices";
-const IDENTITIES: &str = "crypto_identities";
+pub(super) const DEVICES: &str = "crypto_devices";
+pub(super) const IDENTITIES: &str = "crypto_identities";
 
 /// One device.
 pub(super) async fn load(

@@ -12,7 +12,7 @@ use sqlx::PgConnection;
 use super::{Gathered, PgCryptoStore, PgCryptoStoreError, Result, rows::CryptoRows};
 use crate::{model::BotId, store::StoreError};
 
-const INBOUND: &str = "crypto_inbound_group_sessions";
+pub(super) const INBOUND: &str = "crypto_inbound_group_sessions";
 
 /// A room key as it is stored.
 pub(super) struct Row {
@@ -28,8 +28,12 @@ impl Row {
         let mut pickle: PickledInboundGroupSession =
             store.open(INBOUND, &[&self.room_id, &self.session_id], &self.sealed_session)?;
         pickle.backed_up = self.backed_up;
-        InboundGroupSession::from_pickle(pickle).map_err(|_| PgCryptoStoreError::Pickle(INBOUND))
+        read(pickle)
     }
+}
+
+fn read(pickle: PickledInboundGroupSession) -> Result<InboundGroupSession> {
+    InboundGroupSession::from_pickle(pickle).map_err(|_| PgCryptoStoreError::Pickle(INBOUND))
 }
 
 /// Opens all of `rows`.
@@ -37,20 +41,15 @@ pub(super) fn open_all(store: &PgCryptoStore, rows: &[Row]) -> Result<Vec<Inboun
     rows.iter().map(|row| row.open(store)).collect()
 }
 
-/// Those room keys that do not open: room and session.
-pub(super) async fn damaged(store: &PgCryptoStore) -> Result<Vec<(String, String)>> {
-    store.settle(|rows| !rows.inbound.is_empty()).await?;
-    let rows = sqlx::query_as!(
-        Row,
-        "-- crypto_store.group_sessions.damaged
-        SELECT room_id, session_id, backed_up, sealed_session FROM crypto_inbound_group_sessions
-        WHERE bot_id = $1",
-        store.bot.0,
-    )
-    .fetch_all(store.pool())
-    .await?;
-    let damaged = rows.into_iter().filter(|row| row.open(store).is_err());
-    Ok(damaged.map(|row| (row.room_id, row.session_id)).collect())
+/// Whether a room key opens.
+pub(super) fn try_to_open(
+    store: &PgCryptoStore,
+    room_id: &str,
+    session_id: &str,
+    sealed: &[u8],
+) -> Result<()> {
+    let pickle = store.open(INBOUND, &[room_id, session_id], sealed)?;
+    read(pickle).map(drop)
 }
 
 /// One room key.

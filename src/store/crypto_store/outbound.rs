@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use super::{PgCryptoStore, PgCryptoStoreError, Result};
 use crate::{model::BotId, store::StoreError};
 
-const TABLE: &str = "crypto_outbound_group_sessions";
+pub(super) const TABLE: &str = "crypto_outbound_group_sessions";
 
 /// Sealed sessions by bot and room.
 pub(super) type Rows = BTreeMap<(BotId, String), Vec<u8>>;

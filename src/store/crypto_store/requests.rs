@@ -16,8 +16,8 @@ use crate::{
     store::StoreError,
 };
 
-const REQUESTS: &str = "crypto_requests";
-const SECRETS: &str = "crypto_secrets";
+pub(super) const REQUESTS: &str = "crypto_requests";
+pub(super) const SECRETS: &str = "crypto_secrets";
 
 /// The request with this id.
 pub(super) async fn load(

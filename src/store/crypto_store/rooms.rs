@@ -15,10 +15,10 @@ use crate::{
     store::StoreError,
 };
 
-const SETTINGS: &str = "crypto_room_settings";
-const WITHHELD: &str = "crypto_withheld_sessions";
-const BUNDLES: &str = "crypto_room_key_bundles";
-const PENDING: &str = "crypto_pending_key_bundles";
+pub(super) const SETTINGS: &str = "crypto_room_settings";
+pub(super) const WITHHELD: &str = "crypto_withheld_sessions";
+pub(super) const BUNDLES: &str = "crypto_room_key_bundles";
+pub(super) const PENDING: &str = "crypto_pending_key_bundles";
 
 /// How the bot encrypts in this room.
 pub(super) async fn load_settings(

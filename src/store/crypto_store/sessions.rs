@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use super::{PgCryptoStore, PgCryptoStoreError, Result, devices};
 use crate::{model::BotId, store::StoreError};
 
-const TABLE: &str = "crypto_olm_sessions";
+pub(super) const TABLE: &str = "crypto_olm_sessions";
 
 /// Sealed sessions and when they were used, by bot, sender key and session id.
 pub(super) type Rows = BTreeMap<(BotId, String, String), (Vec<u8>, DateTime<Utc>)>;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use chrono::TimeDelta;
 use matrix_sdk_crypto::{
-    olm::PrivateCrossSigningIdentity,
-    store::types::{BackupKeys, Changes},
+    olm::{PickledCrossSigningIdentity, PrivateCrossSigningIdentity},
+    store::types::{BackupDecryptionKey, BackupKeys, Changes, DehydratedDeviceKey},
 };
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
@@ -15,8 +15,8 @@ use sqlx::PgConnection;
 use super::{PgCryptoStore, PgCryptoStoreError, Result};
 use crate::{model::BotId, store::StoreError};
 
-const TABLE: &str = "crypto_values";
-const CUSTOM: &str = "crypto_custom_values";
+pub(super) const TABLE: &str = "crypto_values";
+pub(super) const CUSTOM: &str = "crypto_custom_values";
 
 const PRIVATE_IDENTITY: &str = "private_identity";
 pub(super) const NEXT_BATCH_TOKEN: &str = "next_batch_token";
@@ -50,10 +50,22 @@ pub(super) async fn load<T: DeserializeOwned>(
 pub(super) async fn load_identity(
     store: &PgCryptoStore,
 ) -> Result<Option<PrivateCrossSigningIdentity>> {
-    let Some(pickle) = load(store, PRIVATE_IDENTITY).await? else { return Ok(None) };
-    PrivateCrossSigningIdentity::from_pickle(pickle)
-        .map(Some)
-        .map_err(|_| PgCryptoStoreError::Pickle(TABLE))
+    load(store, PRIVATE_IDENTITY).await?.map(read_identity).transpose()
+}
+
+fn read_identity(pickle: PickledCrossSigningIdentity) -> Result<PrivateCrossSigningIdentity> {
+    PrivateCrossSigningIdentity::from_pickle(pickle).map_err(|_| PgCryptoStoreError::Pickle(TABLE))
+}
+
+/// Whether the value called `name` opens, and is what it should be.
+pub(super) fn try_to_open(store: &PgCryptoStore, name: &str, sealed: &[u8]) -> Result<()> {
+    let key = [name];
+    match name {
+        PRIVATE_IDENTITY => store.open(TABLE, &key, sealed).and_then(read_identity).map(drop),
+        BACKUP_DECRYPTION_KEY => store.open::<BackupDecryptionKey>(TABLE, &key, sealed).map(drop),
+        DEHYDRATED_DEVICE_KEY => store.open::<DehydratedDeviceKey>(TABLE, &key, sealed).map(drop),
+        _ => store.open::<String>(TABLE, &key, sealed).map(drop),
+    }
 }
 
 /// Both halves of what is known of the backup.

@@ -2,6 +2,7 @@
 
 mod at_rest;
 mod concurrent;
+mod damage;
 mod fencing;
 mod isolation;
 mod machine;
