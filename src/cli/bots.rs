@@ -25,7 +25,7 @@ use crate::{
 const LIST_EXAMPLES: &str = "\
 Examples:
   greenshield bots list
-  greenshield bots list --json | jq -r '.[] | select(.last_error) | .user_id'";
+  greenshield bots list --json | jq -r '.[] | select(.last_error or .alarm) | .user_id'";
 
 const SHOW_EXAMPLES: &str = "\
 Examples:
@@ -124,6 +124,9 @@ async fn list(store: &Store, json: bool) -> Result<(), CliError> {
             let next = time(bot.next_attempt_at);
             line.extend([format!("  {} failures, next attempt {next}", bot.failures)]);
         }
+        if let Some(alarm) = &bot.alarm {
+            line.extend(["  alarm: ", alarm]);
+        }
         if let Some(error) = &bot.last_error {
             line.extend(["  error: ", error]);
         }
@@ -176,6 +179,9 @@ async fn show(store: &Store, user_id: &OwnedUserId, json: bool) -> Result<(), Cl
     output::line(&format!("outbox         {queued} queued, {failed} failed"));
     let next = time(row.next_attempt_at);
     output::line(&format!("next step      {next}, after {} failures", row.failures));
+    if let Some(alarm) = &row.alarm {
+        output::line(&format!("alarm          since {}: {alarm}", time(row.alarm_at)));
+    }
     if let Some(error) = &row.last_error {
         output::line(&format!("error          {}: {error}", time(row.last_error_at)));
     }

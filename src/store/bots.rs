@@ -12,8 +12,6 @@ use super::{Sealer, StoreError};
 use crate::model::{BotId, BotState, VerificationPolicy};
 
 const IDENTITIES: &str = "bot_identities";
-/// How `last_error` begins when it is about what the homeserver shows of a bot.
-const ALARM: &str = "identity alarm: ";
 
 /// A bot.
 #[derive(Clone, Debug)]
@@ -275,7 +273,7 @@ pub struct Note {
     pub at: DateTime<Utc>,
 }
 
-/// Records how steps ended. An alarm stays until a look finds it gone.
+/// Records how steps ended.
 ///
 /// # Errors
 ///
@@ -292,69 +290,14 @@ pub async fn note(conn: &mut PgConnection, notes: BTreeMap<BotId, Note>) -> Resu
         SET last_error = n.error,
             last_error_at = CASE WHEN n.error IS NULL THEN b.last_error_at ELSE n.at END
         FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::TIMESTAMPTZ[]) AS n (bot_id, error, at)
-        WHERE b.bot_id = n.bot_id AND b.last_error IS DISTINCT FROM n.error
-            AND (n.error IS NOT NULL OR b.last_error NOT LIKE $4)",
+        WHERE b.bot_id = n.bot_id AND b.last_error IS DISTINCT FROM n.error",
         &bots,
         &errors as &[Option<String>],
         &at,
-        format!("{ALARM}%"),
     )
     .execute(conn)
     .await?;
     Ok(())
-}
-
-/// Records what is wrong with the way in which the homeserver shows a bot, or that nothing is (`None`).
-/// A step that goes well does not clear it.
-///
-/// # Errors
-///
-/// The database's own.
-pub async fn note_alarm(
-    conn: &mut PgConnection,
-    bot: BotId,
-    alarm: Option<&str>,
-    now: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    let text = alarm.map(|alarm| format!("{ALARM}{alarm}"));
-    sqlx::query!(
-        "-- bots.note_alarm
-        UPDATE bots
-        SET last_error = $2, last_error_at = CASE WHEN $2::TEXT IS NULL THEN last_error_at ELSE $3 END
-        WHERE bot_id = $1 AND ($2::TEXT IS NOT NULL OR last_error LIKE $4)",
-        bot.0,
-        text,
-        now,
-        format!("{ALARM}%"),
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-/// Whether it was before `before` that the homeserver was last asked what it shows of a bot; marks it as
-/// asked at `now`.
-///
-/// # Errors
-///
-/// The database's own.
-pub async fn claim_identity_check(
-    conn: &mut PgConnection,
-    bot: BotId,
-    before: DateTime<Utc>,
-    now: DateTime<Utc>,
-) -> Result<bool, StoreError> {
-    let claimed = sqlx::query!(
-        "-- bots.claim_identity_check
-        UPDATE bots SET identity_checked_at = $3
-        WHERE bot_id = $1 AND (identity_checked_at IS NULL OR identity_checked_at < $2)",
-        bot.0,
-        before,
-        now,
-    )
-    .execute(conn)
-    .await?;
-    Ok(claimed.rows_affected() > 0)
 }
 
 /// Whether there is an Olm account of this bot, whole or not.

@@ -26,6 +26,10 @@ pub struct BotRow {
     pub last_error: Option<String>,
     /// When that was.
     pub last_error_at: Option<DateTime<Utc>>,
+    /// What is wrong with the identity and devices that the homeserver shows for it.
+    pub alarm: Option<String>,
+    /// Since when that is known.
+    pub alarm_at: Option<DateTime<Utc>>,
     /// Failed steps in a row.
     pub failures: i32,
     /// When its next step is due; `None` if it has nothing to do.
@@ -65,7 +69,7 @@ pub async fn list(
         BotRow,
         r#"-- fleet.list
         SELECT b.bot_id, b.user_id, b.device_id, b.state, b.last_decrypted_at, b.last_error,
-            b.last_error_at, COALESCE(q.failures, 0) AS "failures!", q.due_at AS "next_attempt_at?"
+            b.last_error_at, b.alarm, b.alarm_at, COALESCE(q.failures, 0) AS "failures!", q.due_at AS "next_attempt_at?"
         FROM bots b
         LEFT JOIN bot_queue q USING (bot_id)
         WHERE $1::TEXT IS NULL OR b.user_id = $1

@@ -9,6 +9,7 @@
 //! - [`fence`] keeps a worker that lost its lease from writing.
 //! - [`crypto_store`] is matrix-sdk-crypto's `CryptoStore` on the same database.
 
+pub mod alarms;
 pub mod bots;
 pub mod briefing;
 pub mod codes;

@@ -1,19 +1,18 @@
 //! Watching what the homeserver shows of our own bots: an identity that is not ours, or a device that
 //! our identity has not signed, is somebody else speaking in a bot's name.
 //!
-//! Asked once in a while, with a reconcile. What is found is logged, counted, and stays in
-//! `bots.last_error` until a later look finds it gone.
+//! Asked once in a while, with a reconcile. What is found is logged, counted, and stays in `bots.alarm`
+//! until a later look finds it gone.
 
 use chrono::Duration;
 use ruma::api::client::keys::get_keys;
-use tracing::{error, warn};
+use tracing::error;
 
 use super::{StepError, bot_worker::Step};
 use crate::{
     crypto::{Published, PublishedDevice, PublishedIdentity},
     homeserver::As,
-    store::{StoreError, bots, bots::PublicIdentity},
-    telemetry::chain,
+    store::{StoreError, alarms, bots, bots::PublicIdentity},
 };
 
 /// How often the homeserver is asked, at most: reconciles may come more often.
@@ -37,22 +36,15 @@ pub(super) async fn ask(step: &mut Step<'_>) -> Result<get_keys::v3::Response, S
     Ok(homeserver.send(As::User(user), request).await?)
 }
 
-/// Looks, if it is time. A homeserver that does not answer is no reason to fail: the next look comes.
+/// Looks, if it is time. Only a look that was answered is one: what fails is tried again soon.
 pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
-    let mut tx = step.begin().await?;
-    let now = step.now();
-    let due = bots::claim_identity_check(&mut tx, step.bot.id, now - EVERY, now).await?;
-    let ours = bots::identity(&mut tx, step.bot.id).await?;
-    tx.commit().await.map_err(StoreError::from)?;
+    let mut conn = step.connection().await?;
+    let due = alarms::is_check_due(&mut conn, step.bot.id, step.now() - EVERY).await?;
+    let ours = bots::identity(&mut conn, step.bot.id).await?;
+    drop(conn);
     let Some(ours) = ours.filter(|_| due) else { return Ok(()) };
-    match published(step, &ours).await {
-        Ok(published) => raise(step, &published).await,
-        Err(StepError::LeaseLost) => Err(StepError::LeaseLost),
-        Err(error) => {
-            warn!(error = chain(&error), "could not look at what the homeserver shows of the bot");
-            Ok(())
-        }
-    }
+    let published = published(step, &ours).await?;
+    raise(step, &published).await
 }
 
 /// Makes known what is wrong, and that nothing is any more.
@@ -60,6 +52,9 @@ pub(super) async fn raise(step: &mut Step<'_>, published: &Published) -> Result<
     let alarm = alarm(published);
     if published.identity == PublishedIdentity::Other {
         metrics::counter!("greenshield_identity_mismatch").increment(1);
+    }
+    for what in own_keys_wrong(published) {
+        metrics::counter!("greenshield_own_keys_wrong", "what" => what).increment(1);
     }
     if !published.foreign_devices.is_empty() {
         metrics::counter!("greenshield_foreign_devices")
@@ -69,9 +64,23 @@ pub(super) async fn raise(step: &mut Step<'_>, published: &Published) -> Result<
         error!(user_id = %step.bot.user_id, alarm, "the homeserver does not show the bot as it is");
     }
     let mut tx = step.begin().await?;
-    bots::note_alarm(&mut tx, step.bot.id, alarm.as_deref(), step.now()).await?;
+    alarms::note(&mut tx, step.bot.id, alarm.as_deref(), step.now()).await?;
     tx.commit().await.map_err(StoreError::from)?;
     Ok(())
+}
+
+/// What of the bot's own the homeserver has lost, or shows without our signature.
+fn own_keys_wrong(published: &Published) -> impl Iterator<Item = &'static str> {
+    let identity = match published.identity {
+        PublishedIdentity::Missing => Some("identity_missing"),
+        PublishedIdentity::Ours | PublishedIdentity::Other => None,
+    };
+    let device = match published.device {
+        PublishedDevice::Missing => Some("device_missing"),
+        PublishedDevice::Unsigned { .. } => Some("device_unsigned"),
+        PublishedDevice::Signed { .. } => None,
+    };
+    identity.into_iter().chain(device)
 }
 
 /// What is wrong, in words.
@@ -120,10 +129,19 @@ mod tests {
             foreign_devices: Vec::new(),
         };
         assert_eq!(alarm(&whole), None);
+        assert_eq!(own_keys_wrong(&whole).count(), 0);
 
         let foreign = Published { foreign_devices: vec!["ALIEN".to_owned()], ..whole.clone() };
         let text = alarm(&foreign).expect("an alarm");
         assert!(text.contains("ALIEN") && !text.contains("another"), "{text}");
+
+        let lost = Published {
+            identity: PublishedIdentity::Missing,
+            device: PublishedDevice::Missing,
+            ..whole.clone()
+        };
+        let told: Vec<_> = own_keys_wrong(&lost).collect();
+        assert_eq!(told, ["identity_missing", "device_missing"]);
 
         let replaced = Published { identity: PublishedIdentity::Other, ..whole };
         assert!(alarm(&replaced).expect("an alarm").contains("another cross-signing identity"));

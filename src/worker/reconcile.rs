@@ -90,14 +90,20 @@ pub(super) async fn sweep(context: &Context, shards: &[i16]) -> Result<(), Store
 pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), StepError> {
     let Some(first) = entries.first() else { return Ok(()) };
     let mut done: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-    let result = match fetch(step).await {
+    let mut result = fetch(step).await;
+    if result.as_ref().err().is_none_or(StepError::machine_is_whole) {
+        // Whoever cannot be given messages may still be spoken for: neither waits for the other.
+        let looked = guard::run(step).await;
+        result = result.and(looked);
+    }
+    let result = match result {
         Err(error) if !error.machine_is_whole() => return Err(error),
         result => result,
     };
     let mut tx = step.begin().await?;
     if let Err(error) = result {
         let due_at = backoff::next_attempt(&error, first.attempts + 1, first.id.0, step.now());
-        warn!(error = chain(&error), "could not ask for lost to-device messages; trying again");
+        warn!(error = chain(&error), "could not look what was lost and is shown; trying again");
         inbox::put_off(&mut tx, first.id, due_at).await?;
         if !error.is_retry() {
             step.note(&chain(&error));
@@ -145,7 +151,7 @@ async fn fetch(step: &mut Step<'_>) -> Result<(), StepError> {
     } else {
         debug!("nothing was lost");
     }
-    guard::run(step).await
+    Ok(())
 }
 
 /// Writes those that are new into the inbox, and tells how many they were.

@@ -138,8 +138,8 @@ async fn an_identity_that_is_not_ours_is_told_and_nothing_is_changed() -> Result
         .await?;
     let shown = poll::until("an alarm", PATIENCE, async || {
         let shown = shown(&scene)?;
-        let error = shown["last_error"].as_str().unwrap_or_default();
-        Ok(error.starts_with("identity alarm").then_some(shown))
+        let alarm = shown["alarm"].as_str().unwrap_or_default();
+        Ok(alarm.contains("another cross-signing identity").then_some(shown))
     })
     .await?;
     ensure!(shown["device_id"] == scene.device(), "{shown}");

@@ -4,6 +4,7 @@
 mod bad_input;
 mod devices;
 mod failures;
+mod guard;
 mod panics;
 mod plaintext;
 mod repair;

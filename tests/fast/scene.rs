@@ -126,6 +126,28 @@ impl Scene {
         self.settled().await
     }
 
+    /// Has the bot ask now for what was lost, and look at what is shown of it if that is due.
+    pub async fn ask_reconcile(&self, bot: &Bot) -> Result<()> {
+        sqlx::query(
+            "WITH asked AS (
+                INSERT INTO inbox (bot_id, kind, received_at, due_at)
+                SELECT bot_id, 'reconcile', NOW(), NOW() FROM bots WHERE user_id = $1
+                RETURNING bot_id
+            ), woken AS (
+                INSERT INTO bot_queue (bot_id, shard, due_at)
+                SELECT bot_id, shard, NOW() FROM asked JOIN bots USING (bot_id)
+                ON CONFLICT (bot_id) DO UPDATE
+                SET due_at = NOW(), generation = bot_queue.generation + 1
+                RETURNING bot_id
+            )
+            SELECT pg_notify('greenshield_work', '') FROM woken",
+        )
+        .bind(&bot.user_id)
+        .execute(&self.sql)
+        .await?;
+        Ok(())
+    }
+
     /// A number of greenshield's metrics; 0 if it is not there.
     pub async fn metric(&self, name: &str) -> Result<f64> {
         let url = format!("{}/metrics", self.greenshield.operator_url());

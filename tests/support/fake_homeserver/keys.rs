@@ -266,6 +266,19 @@ impl FakeHomeserver {
         devices.map(|(_, device)| device.clone()).collect()
     }
 
+    /// Changes the keys that are shown of a device, which may be a new one; nobody is told.
+    pub fn change_keys(&self, user: &str, device: &str, change: impl FnOnce(&mut Option<Value>)) {
+        let mut state = self.lock();
+        let place = (user.to_owned(), device.to_owned());
+        change(&mut state.devices.entry(place).or_default().keys);
+    }
+
+    /// Changes the master key that is shown of a user; nobody is told.
+    pub fn change_master(&self, user: &str, change: impl FnOnce(&mut Value)) {
+        let mut state = self.lock();
+        change(state.identities.entry((user.to_owned(), "master".to_owned())).or_default());
+    }
+
     /// Ends a device, and tells everybody.
     pub fn remove_device(&self, user: &str, device: &str) {
         let mut state = self.lock();
