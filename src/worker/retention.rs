@@ -1,5 +1,6 @@
-//! Applying [`store::retention`](crate::store::retention), a batch now and then, beside the other work:
-//! some looks are long, and neither leases nor steps wait for them.
+//! Applying [`store::retention`](crate::store::retention), now and then, beside the other work: some
+//! looks are long, and neither leases nor steps wait for them. What has grown faster than one batch takes
+//! is taken batch after batch, with rests between them.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,8 @@ use tracing::{debug, warn};
 
 use super::Context;
 use crate::{
-    store::{StoreError, retention},
+    clock::Clock,
+    store::{Store, StoreError, retention, retention::Rules},
     telemetry::chain,
 };
 
@@ -18,9 +20,12 @@ const EVERY: Duration = Duration::from_secs(60);
 const SLOWLY: Duration = Duration::from_secs(3600);
 /// When that is first done: a process that has just begun has other work.
 const FIRST_SLOWLY: Duration = Duration::from_secs(300);
-/// How many rows of each table one batch takes: a table that gains more than this a minute is swept
-/// behind the traffic, never in its way.
+/// How many rows of each table one batch takes: a statement of this size is soon over, and keeps no
+/// commit of the fleet waiting for long.
 const BATCH: i64 = 5000;
+/// The least rest after a full batch. It is as long as the batch took if that was longer: a sweep never
+/// has the database to itself for more than half of the time.
+const BREATH: Duration = Duration::from_millis(50);
 /// Whoever has this shard sweeps for everybody.
 pub(super) const SHARD: i16 = 0;
 
@@ -45,7 +50,7 @@ impl Retention {
         if self.running.is_empty()
             && let Some(what) = self.due(Instant::now())
         {
-            self.running.spawn(run(context.clone(), what));
+            self.running.spawn(run(context.store.clone(), context.clock.clone(), what));
         }
     }
 
@@ -74,20 +79,38 @@ enum What {
     Everything,
 }
 
-async fn run(context: Context, what: What) {
-    match sweep(&context, what).await {
+impl What {
+    fn rules(self) -> &'static [Rules] {
+        match self {
+            Self::GrowsFast => &[Rules::Messages],
+            Self::Everything => &Rules::ALL,
+        }
+    }
+}
+
+async fn run(store: Store, clock: Clock, what: What) {
+    match sweep(&store, &clock, what).await {
         Ok(0) => {}
         Ok(taken) => debug!(taken, "removed rows whose time was over"),
         Err(error) => warn!(error = chain(&error), "a sweep of what is old failed"),
     }
 }
 
-async fn sweep(context: &Context, what: What) -> Result<u64, StoreError> {
-    let mut conn = context.store.connection().await?;
-    let now = context.clock.now();
-    let mut taken = retention::sweep(&mut conn, BATCH, now).await?;
-    if what == What::Everything {
-        taken += retention::sweep_slowly(&mut conn, BATCH, now).await?;
+/// Takes all whose time is over, and tells how many rows that were.
+async fn sweep(store: &Store, clock: &Clock, what: What) -> Result<u64, StoreError> {
+    let mut taken = 0;
+    for rules in what.rules() {
+        loop {
+            let began = Instant::now();
+            let mut conn = store.connection().await?;
+            let swept = retention::sweep(&mut conn, *rules, BATCH, clock.now()).await?;
+            drop(conn);
+            taken += swept.taken;
+            if !swept.is_full {
+                break;
+            }
+            tokio::time::sleep(began.elapsed().max(BREATH)).await;
+        }
     }
     Ok(taken)
 }
@@ -95,6 +118,52 @@ async fn sweep(context: &Context, what: What) -> Result<u64, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::testing;
+
+    #[tokio::test]
+    async fn a_sweep_takes_all_that_is_old_however_much_it_is() {
+        let database = testing::database().await;
+        let bot = database.bot("@bot_a:x", "DEV").await;
+        let old = 2 * BATCH + 2000;
+        // Of what grows fast and of what is looked at rarely; one in each is young.
+        database
+            .execute(&format!(
+                "INSERT INTO outbox (bot_id, room_id, txn_id, event_type, sealed_content, state,
+                    created_at, due_at, finished_at)
+                SELECT {bot}, '!r', 'old' || n, 'm', 'x', 'sent', NOW(), NOW(),
+                    NOW() - INTERVAL '400 days'
+                FROM GENERATE_SERIES(1, {old}) AS n;
+                INSERT INTO outbox (bot_id, room_id, txn_id, event_type, sealed_content, state,
+                    created_at, due_at, finished_at)
+                VALUES ({bot}, '!r', 'young', 'm', 'x', 'sent', NOW(), NOW(), NOW());
+                INSERT INTO transactions
+                SELECT 'old' || n, '', NOW() - INTERVAL '8 days' FROM GENERATE_SERIES(1, {old}) AS n;
+                INSERT INTO transactions VALUES ('young', '', NOW());
+                INSERT INTO crypto_withheld_sessions
+                    (bot_id, room_id, session_id, sealed_entry, created_at)
+                SELECT {bot}, '!r', 'old' || n, '', NOW() - INTERVAL '91 days'
+                FROM GENERATE_SERIES(1, {old}) AS n;
+                INSERT INTO crypto_withheld_sessions
+                    (bot_id, room_id, session_id, sealed_entry, created_at)
+                VALUES ({bot}, '!r', 'young', '', NOW())"
+            ))
+            .await;
+        let taken = sweep(&database.store, &Clock::system(), What::Everything).await;
+        // Each old message twice: its content, and then its row.
+        assert_eq!(taken.expect("sweeps"), 4 * old.unsigned_abs());
+        let left = "SELECT CONCAT_WS(' ', (SELECT STRING_AGG(txn_id, ',') FROM outbox),
+            (SELECT STRING_AGG(txn_id, ',') FROM transactions),
+            (SELECT STRING_AGG(session_id, ',') FROM crypto_withheld_sessions))";
+        assert_eq!(database.text(left).await, "young young young");
+    }
+
+    #[tokio::test]
+    async fn a_sweep_that_is_broken_off_leaves_nothing_running() {
+        let mut retention = Retention::default();
+        retention.running.spawn(std::future::pending());
+        retention.stop().await;
+        assert!(retention.running.is_empty());
+    }
 
     #[test]
     fn what_grows_fast_is_swept_every_minute_and_everything_every_hour() {

@@ -119,12 +119,12 @@ impl Supervisor {
                 }
             };
         }
+        self.retention.stop().await;
         info!(running = self.steps.len(), "stopping: waiting for running steps");
         if let Err(error) = self.process.stopping().await {
             warn!(error = chain(&error), "could not tell the other processes that this one stops");
         }
         while self.steps.join_next().await.is_some() {}
-        self.retention.stop().await;
         if let Err(error) = self.process.leave().await {
             warn!(
                 error = chain(&error),
@@ -157,6 +157,9 @@ impl Supervisor {
         }
         if self.fences.contains_key(&retention::SHARD) {
             self.retention.sweep(&self.context);
+        } else {
+            // Another process sweeps now.
+            self.retention.stop().await;
         }
     }
 

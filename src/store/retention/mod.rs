@@ -25,8 +25,6 @@ mod tests;
 use chrono::{DateTime, Duration, Utc};
 use sqlx::PgConnection;
 
-pub use self::slow::sweep_slowly;
-
 use super::{StoreError, crypto_store, device_lists};
 
 const TRANSACTIONS: Duration = Duration::days(7);
@@ -41,17 +39,70 @@ const OFFERS: Duration = Duration::days(90);
 const OLM_SESSIONS: i64 = 20;
 const OLM_LEAST: Duration = Duration::days(7);
 
-/// Applies the rules of what grows with every message to at most `batch` rows each; returns how many rows it took.
+/// Rules that are applied together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rules {
+    /// Of what grows with every message.
+    Messages,
+    /// Of users whom nobody has to do with.
+    Strangers,
+    /// Of work that is over.
+    Work,
+    /// Of rooms without a bot, and members who are none.
+    Rooms,
+    /// Of keys that nothing comes under any more.
+    Sessions,
+}
+
+impl Rules {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Messages, Self::Strangers, Self::Work, Self::Rooms, Self::Sessions];
+}
+
+/// What a sweep took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// How many rows.
+    pub taken: u64,
+    /// Whether any rule took as many as it may at once: there may be more.
+    pub is_full: bool,
+}
+
+impl Swept {
+    fn add(&mut self, taken: u64, batch: i64) {
+        self.taken += taken;
+        self.is_full |= taken >= batch.unsigned_abs();
+    }
+}
+
+/// Applies these rules to at most `batch` rows each.
 ///
 /// # Errors
 ///
 /// The database's own.
 pub async fn sweep(
     conn: &mut PgConnection,
+    rules: Rules,
     batch: i64,
     now: DateTime<Utc>,
-) -> Result<u64, StoreError> {
-    let mut taken = sqlx::query!(
+) -> Result<Swept, StoreError> {
+    match rules {
+        Rules::Messages => sweep_messages(conn, batch, now).await,
+        Rules::Strangers => slow::forget_strangers(conn, batch, now).await,
+        Rules::Work => slow::sweep_work(conn, batch, now).await,
+        Rules::Rooms => slow::sweep_rooms(conn, batch, now).await,
+        Rules::Sessions => slow::sweep_sessions(conn, batch, now).await,
+    }
+}
+
+async fn sweep_messages(
+    conn: &mut PgConnection,
+    batch: i64,
+    now: DateTime<Utc>,
+) -> Result<Swept, StoreError> {
+    let mut swept = Swept::default();
+    let taken = sqlx::query!(
         "-- retention.transactions
         DELETE FROM transactions WHERE ctid = ANY (ARRAY(
             SELECT ctid FROM transactions WHERE received_at < $1 LIMIT $2
@@ -62,7 +113,8 @@ pub async fn sweep(
     .execute(&mut *conn)
     .await?
     .rows_affected();
-    taken += sqlx::query!(
+    swept.add(taken, batch);
+    let taken = sqlx::query!(
         "-- retention.to_device_seen
         DELETE FROM to_device_seen WHERE ctid = ANY (ARRAY(
             SELECT ctid FROM to_device_seen WHERE seen_at < $1 LIMIT $2
@@ -73,8 +125,9 @@ pub async fn sweep(
     .execute(&mut *conn)
     .await?
     .rows_affected();
-    taken += crypto_store::prune_olm_hashes(conn, now - SEEN, batch).await?;
-    taken += device_lists::expire(conn, batch, now).await?;
+    swept.add(taken, batch);
+    swept.add(crypto_store::prune_olm_hashes(conn, now - SEEN, batch).await?, batch);
+    swept.add(device_lists::expire(conn, batch, now).await?, batch);
     let events = sqlx::query_scalar!(
         r#"-- retention.events
         WITH gone AS (
@@ -97,8 +150,8 @@ pub async fn sweep(
     )
     .fetch_one(&mut *conn)
     .await?;
-    taken += events.unsigned_abs();
-    taken += sqlx::query!(
+    swept.add(events.unsigned_abs(), batch);
+    let taken = sqlx::query!(
         "-- retention.sent_content
         UPDATE outbox SET sealed_content = ''
         WHERE send_id = ANY (ARRAY(
@@ -113,7 +166,8 @@ pub async fn sweep(
     .execute(&mut *conn)
     .await?
     .rows_affected();
-    taken += sqlx::query!(
+    swept.add(taken, batch);
+    let taken = sqlx::query!(
         "-- retention.verifications
         DELETE FROM verifications WHERE verification_id = ANY (ARRAY(
             SELECT verification_id FROM verifications
@@ -127,5 +181,6 @@ pub async fn sweep(
     .execute(&mut *conn)
     .await?
     .rows_affected();
-    Ok(taken)
+    swept.add(taken, batch);
+    Ok(swept)
 }

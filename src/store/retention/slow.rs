@@ -3,44 +3,31 @@
 use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, PgConnection};
 
-use super::{EVENTS, LEFT, OFFERS, OLM_LEAST, OLM_SESSIONS, YEAR};
+use super::{EVENTS, LEFT, OFFERS, OLM_LEAST, OLM_SESSIONS, Swept, YEAR};
 use crate::store::{StoreError, device_lists, inbox};
 
-/// Applies the rules of what grows slowly, and takes long looks; returns how many rows it took.
-///
-/// # Errors
-///
-/// The database's own.
-pub async fn sweep_slowly(
-    conn: &mut PgConnection,
-    batch: i64,
-    now: DateTime<Utc>,
-) -> Result<u64, StoreError> {
-    Ok(forget_strangers(conn, batch, now).await?
-        + sweep_work(conn, batch, now).await?
-        + sweep_rooms(conn, batch, now).await?
-        + sweep_sessions(conn, batch, now).await?)
-}
-
 /// Users whom nobody has to do with.
-async fn forget_strangers(
+pub(super) async fn forget_strangers(
     conn: &mut PgConnection,
     batch: i64,
     now: DateTime<Utc>,
-) -> Result<u64, StoreError> {
+) -> Result<Swept, StoreError> {
     let mut tx = conn.begin().await?;
-    let asked = inbox::ask_to_forget_strangers(&mut tx, batch, now).await?;
+    let mut swept = Swept::default();
+    swept.add(inbox::ask_to_forget_strangers(&mut tx, batch, now).await?, batch);
     tx.commit().await?;
-    Ok(asked + device_lists::forget_untracked(conn, batch, now).await?)
+    swept.add(device_lists::forget_untracked(conn, batch, now).await?, batch);
+    Ok(swept)
 }
 
 /// The inbox of bots that cannot work, sent messages, and codes.
-async fn sweep_work(
+pub(super) async fn sweep_work(
     conn: &mut PgConnection,
     batch: i64,
     now: DateTime<Utc>,
-) -> Result<u64, StoreError> {
-    let mut taken = sqlx::query!(
+) -> Result<Swept, StoreError> {
+    let mut swept = Swept::default();
+    let taken = sqlx::query!(
         "-- retention.inbox
         DELETE FROM inbox WHERE entry_id = ANY (ARRAY(
             SELECT entry_id FROM inbox WHERE received_at < $1 LIMIT $2
@@ -51,7 +38,8 @@ async fn sweep_work(
     .execute(&mut *conn)
     .await?
     .rows_affected();
-    taken += sqlx::query!(
+    swept.add(taken, batch);
+    let taken = sqlx::query!(
         "-- retention.outbox
         DELETE FROM outbox WHERE send_id = ANY (ARRAY(
             SELECT send_id FROM outbox WHERE finished_at < $1 ORDER BY finished_at LIMIT $2
@@ -62,7 +50,8 @@ async fn sweep_work(
     .execute(&mut *conn)
     .await?
     .rows_affected();
-    taken += sqlx::query!(
+    swept.add(taken, batch);
+    let taken = sqlx::query!(
         "-- retention.signup_codes
         DELETE FROM signup_codes WHERE code_id = ANY (ARRAY(
             SELECT code_id FROM signup_codes c
@@ -76,18 +65,20 @@ async fn sweep_work(
     .execute(&mut *conn)
     .await?
     .rows_affected();
-    Ok(taken)
+    swept.add(taken, batch);
+    Ok(swept)
 }
 
 /// Rooms without a bot, and members who are none.
-async fn sweep_rooms(
+pub(super) async fn sweep_rooms(
     conn: &mut PgConnection,
     batch: i64,
     now: DateTime<Utc>,
-) -> Result<u64, StoreError> {
+) -> Result<Swept, StoreError> {
     // No member and an unknown one are the same where not all are known, and where all are known too.
     // Whoever joins meanwhile stays: that is asked again of the row as it is when it goes.
-    let mut taken = sqlx::query!(
+    let mut swept = Swept::default();
+    let taken = sqlx::query!(
         "-- retention.former_members
         DELETE FROM room_members WHERE (room_id, user_id) IN (
             SELECT room_id, user_id FROM room_members
@@ -99,7 +90,8 @@ async fn sweep_rooms(
     .execute(&mut *conn)
     .await?
     .rows_affected();
-    taken += sqlx::query!(
+    swept.add(taken, batch);
+    let taken = sqlx::query!(
         "-- retention.members_of_no_room_of_ours
         WITH left_rooms AS (
             SELECT room_id FROM rooms r
@@ -121,7 +113,8 @@ async fn sweep_rooms(
     .execute(&mut *conn)
     .await?
     .rows_affected();
-    taken += sqlx::query!(
+    swept.add(taken, batch);
+    let taken = sqlx::query!(
         "-- retention.rooms
         DELETE FROM rooms WHERE room_id = ANY (ARRAY(
             SELECT room_id FROM rooms r
@@ -135,7 +128,8 @@ async fn sweep_rooms(
     .execute(&mut *conn)
     .await?
     .rows_affected();
-    taken += sqlx::query!(
+    swept.add(taken, batch);
+    let taken = sqlx::query!(
         "-- retention.outbound_sessions
         DELETE FROM crypto_outbound_group_sessions WHERE (bot_id, room_id) IN (
             SELECT bot_id, room_id FROM crypto_outbound_group_sessions s
@@ -147,16 +141,18 @@ async fn sweep_rooms(
     .execute(&mut *conn)
     .await?
     .rows_affected();
-    Ok(taken)
+    swept.add(taken, batch);
+    Ok(swept)
 }
 
 /// Keys that nothing comes under any more.
-async fn sweep_sessions(
+pub(super) async fn sweep_sessions(
     conn: &mut PgConnection,
     batch: i64,
     now: DateTime<Utc>,
-) -> Result<u64, StoreError> {
-    let mut taken = sqlx::query!(
+) -> Result<Swept, StoreError> {
+    let mut swept = Swept::default();
+    let taken = sqlx::query!(
         "-- retention.inbound_sessions
         DELETE FROM crypto_inbound_group_sessions WHERE (bot_id, room_id, session_id) IN (
             SELECT bot_id, room_id, session_id FROM crypto_inbound_group_sessions s
@@ -173,7 +169,8 @@ async fn sweep_sessions(
     .execute(&mut *conn)
     .await?
     .rows_affected();
-    taken += sqlx::query!(
+    swept.add(taken, batch);
+    let taken = sqlx::query!(
         "-- retention.olm_sessions
         DELETE FROM crypto_olm_sessions WHERE (bot_id, sender_key, session_id) IN (
             SELECT bot_id, sender_key, session_id
@@ -196,7 +193,8 @@ async fn sweep_sessions(
     .execute(&mut *conn)
     .await?
     .rows_affected();
-    taken += sqlx::query!(
+    swept.add(taken, batch);
+    let taken = sqlx::query!(
         "-- retention.withheld_sessions
         DELETE FROM crypto_withheld_sessions WHERE ctid = ANY (ARRAY(
             SELECT ctid FROM crypto_withheld_sessions WHERE created_at < $1 LIMIT $2
@@ -207,7 +205,8 @@ async fn sweep_sessions(
     .execute(&mut *conn)
     .await?
     .rows_affected();
-    taken += sqlx::query!(
+    swept.add(taken, batch);
+    let taken = sqlx::query!(
         "-- retention.key_bundles
         DELETE FROM crypto_room_key_bundles WHERE ctid = ANY (ARRAY(
             SELECT ctid FROM crypto_room_key_bundles WHERE created_at < $1 LIMIT $2
@@ -218,5 +217,6 @@ async fn sweep_sessions(
     .execute(&mut *conn)
     .await?
     .rows_affected();
-    Ok(taken)
+    swept.add(taken, batch);
+    Ok(swept)
 }

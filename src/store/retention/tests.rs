@@ -53,9 +53,11 @@ async fn what_is_old_goes_and_what_is_young_or_open_stays() {
     }
     let now = Clock::system().now();
     let mut conn = database.store.connection().await.expect("connects");
-    let taken = sweep(&mut conn, 100, now).await.expect("sweeps");
-    assert_eq!((taken, left(&database).await.as_str()), (6, "1 1 1 1 1 2 1 1"));
-    assert_eq!(sweep(&mut conn, 100, now).await.expect("sweeps"), 0);
+    let swept = sweep(&mut conn, Rules::Messages, 100, now).await.expect("sweeps");
+    assert_eq!(swept, Swept { taken: 6, is_full: false });
+    assert_eq!(left(&database).await, "1 1 1 1 1 2 1 1");
+    let again = sweep(&mut conn, Rules::Messages, 100, now).await.expect("sweeps");
+    assert_eq!(again, Swept::default());
 }
 
 #[tokio::test]
@@ -186,8 +188,9 @@ async fn sweep_all(database: &TestDatabase) {
     let mut conn = database.store.connection().await.expect("connects");
     // Members go with one sweep, their room with the next.
     for _ in 0..3 {
-        sweep(&mut conn, 100, now).await.expect("sweeps");
-        sweep_slowly(&mut conn, 100, now).await.expect("sweeps");
+        for rules in Rules::ALL {
+            sweep(&mut conn, rules, 100, now).await.expect("sweeps");
+        }
     }
 }
 
