@@ -90,16 +90,10 @@ pub(super) async fn sweep(context: &Context, shards: &[i16]) -> Result<(), Store
 pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), StepError> {
     let Some(first) = entries.first() else { return Ok(()) };
     let mut done: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-    let mut result = fetch(step).await;
-    if result.as_ref().err().is_none_or(StepError::machine_is_whole) {
-        // Whoever cannot be given messages may still be spoken for: neither waits for the other.
-        let looked = guard::run(step).await;
-        result = result.and(looked);
-    }
-    let result = match result {
-        Err(error) if !error.machine_is_whole() => return Err(error),
-        result => result,
-    };
+    let fetched = whole(fetch(step).await)?;
+    // Whoever cannot be given messages may still be spoken for: neither waits for the other.
+    let looked = whole(guard::run(step).await)?;
+    let result = fetched.and(looked);
     let mut tx = step.begin().await?;
     if let Err(error) = result {
         let due_at = backoff::next_attempt(&error, first.attempts + 1, first.id.0, step.now());
@@ -117,6 +111,14 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
     inbox::finish(&mut tx, &done, &[], step.now()).await?;
     tx.commit().await.map_err(StoreError::from)?;
     Ok(())
+}
+
+/// Only what leaves the machine whole may be put off.
+fn whole(result: Result<(), StepError>) -> Result<Result<(), StepError>, StepError> {
+    match result {
+        Err(error) if !error.machine_is_whole() => Err(error),
+        result => Ok(result),
+    }
 }
 
 /// Fetches page after page into the inbox; each page is committed before it is deleted at the
