@@ -68,7 +68,7 @@ async fn a_process_that_was_frozen_at_work_writes_nothing_when_it_wakes() -> Res
     frozen.pair.trespass(&frozen.bot).await?;
     ensure!(frozen.pair.is_whole().await.is_err(), "the watch is blind");
     let note = format!(
-        "A process that was frozen for longer than its lease, in a call or in a commit, wrote nothing after it woke, and no ratchet was used twice: each message was answered once by the other, after at most {:.1} s with a lease of {LEASE} s ({looked}).",
+        "A process that was frozen for longer than its lease, in a call, a commit, the middle of a database transaction or while it took a transaction in, wrote nothing after it woke, and no ratchet was used twice: each message was answered once, at most {:.1} s after the freeze with a lease of {LEASE} s ({looked}).",
         frozen.longest.as_secs_f64()
     );
     report::row("Several processes", "SIGSTOP past the lease, and SIGCONT", times as u64, 0, &note);
