@@ -54,19 +54,25 @@ const TAKEN: Duration = Duration::from_secs(30);
 /// How old a connection gets that is never idle; others wait for its place. The homeserver's may stay.
 const LIFE: Duration = Duration::from_secs(60);
 
-/// Serves until the process is told to stop.
+/// Serves until `told`, which is [`told_to_stop`] from the start of the process.
 ///
 /// # Errors
 ///
 /// If a listener cannot be opened, or a part ends by itself.
-pub async fn serve(config: Config, registration: Registration, store: Store) -> anyhow::Result<()> {
+pub async fn serve(
+    config: Config,
+    registration: Registration,
+    store: Store,
+    told: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let serving = serve_until(config, registration, store, responder::answer, stop.clone());
     let mut serving = pin!(serving);
     tokio::select! {
-        ended = serving.as_mut() => ended,
-        () = stop_on_signal(stop) => serving.await,
+        ended = serving.as_mut() => return ended,
+        () = told => stop.cancel(),
     }
+    serving.await
 }
 
 /// As [`serve`], until `stop`, with another responder than our own.
@@ -181,18 +187,19 @@ fn settings(config: &Config, respond: Respond) -> anyhow::Result<Settings> {
     })
 }
 
-async fn stop_on_signal(stop: CancellationToken) {
+/// Until the process is told to stop, by SIGTERM or ctrl-c. Of a signal that comes before this is first
+/// polled, or after it is dropped, nobody hears.
+pub async fn told_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
     let Ok(mut terminate) = signal(SignalKind::terminate()) else {
         warn!("cannot listen for SIGTERM");
-        return;
+        return std::future::pending().await;
     };
     tokio::select! {
-        _ = terminate.recv() => info!("told to stop"),
-        _ = tokio::signal::ctrl_c() => info!("told to stop"),
-        () = stop.cancelled() => {}
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
     }
-    stop.cancel();
+    info!("told to stop");
 }
 
 /// The three listeners, all opened before anything is started.

@@ -64,6 +64,26 @@ pub enum OpenError {
     Store(#[from] StoreError),
 }
 
+impl OpenError {
+    /// Whether the database is only away (it starts, stops, is full, or nobody answers), so that it may be
+    /// there later without anybody changing our configuration.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        let (Self::Unreachable(error) | Self::Store(StoreError::Database(error))) = self else {
+            return false;
+        };
+        match error {
+            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => true,
+            sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+                // Connection exceptions, too few resources, operator intervention; "not accepting
+                // connections".
+                ["08", "53", "57P"].iter().any(|class| code.starts_with(class)) || code == "55000"
+            }),
+            _ => false,
+        }
+    }
+}
+
 /// Opens the store as it is: refuses a schema that is older or newer than this program.
 ///
 /// # Errors
@@ -298,7 +318,32 @@ mod tests {
     #[tokio::test]
     async fn a_database_that_is_not_there_is_told_apart() {
         let gone = "postgres://nobody@127.0.0.1:1/none";
-        assert!(matches!(open(gone, 2, &key(1)).await, Err(OpenError::Unreachable(_))));
+        let gone = open(gone, 2, &key(1)).await.err().expect("nobody is there");
+        assert!(matches!(gone, OpenError::Unreachable(_)) && gone.is_away(), "{gone:?}");
         assert!(matches!(open("nonsense", 2, &key(1)).await, Err(OpenError::Url(_))));
+
+        // Wherever it says no, waiting helps nobody.
+        let database = testing::empty_database().await;
+        let url: url::Url = database.url().parse().expect("a URL");
+        let (mut stranger, mut nowhere) = (url.clone(), url.clone());
+        stranger.set_username("nobody_of_this_name").expect("takes a user");
+        nowhere.set_path("none_of_this_name");
+        for wrong in [stranger, nowhere] {
+            let refused = open(wrong.as_str(), 2, &key(1)).await.err().expect("is refused");
+            assert!(
+                matches!(refused, OpenError::Unreachable(_)) && !refused.is_away(),
+                "{refused:?}"
+            );
+        }
+        assert!(!open(url.as_str(), 2, &key(1)).await.err().expect("is empty").is_away());
+
+        // One that lets nobody in for the time being.
+        let name = url.path().trim_start_matches('/');
+        let mut admin = url.clone();
+        admin.set_path("postgres");
+        let mut admin = PgConnection::connect(admin.as_str()).await.expect("connects");
+        let closed = format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS FALSE");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(closed)).execute(&mut admin).await.expect("closes");
+        assert!(open(url.as_str(), 2, &key(1)).await.err().expect("is closed").is_away());
     }
 }

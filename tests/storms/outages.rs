@@ -12,6 +12,7 @@ use super::{
 use crate::support::{
     cluster::{Cluster, WAL_SEGMENT},
     fake_homeserver::FakeHomeserver,
+    greenshield::Greenshield,
     poll, report,
 };
 
@@ -67,6 +68,55 @@ async fn a_database_that_fails_is_waited_for_and_nothing_is_lost() -> Result<()>
         }
     }
     village.close("PostgreSQL", &tally).await
+}
+
+/// Both start with the machine, and nobody knows which comes up first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_not_up_yet_is_waited_for_until_somebody_says_stop() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.fall().await?;
+    let fake = FakeHomeserver::start().await?;
+    let mut greenshield = Greenshield::install(fake.url(), &cluster.url())?;
+    fake.connect(&greenshield.registration())?;
+
+    greenshield.launch()?;
+    waits(&greenshield, 2).await?;
+    greenshield.stop().await?;
+    let log = std::fs::read_to_string(greenshield.log())?;
+    ensure!(log.contains("told to stop"), "it was not listening:\n{log}");
+
+    let waited = log.matches(WAITING).count();
+    greenshield.launch()?;
+    waits(&greenshield, waited + 1).await?;
+    cluster.up().await?;
+    greenshield.wait_ready().await?;
+
+    greenshield.configure(|config| {
+        let mut nobody = cluster.url();
+        nobody.set_path("none_of_this_name");
+        config["database"]["url"] = nobody.as_str().into();
+    })?;
+    greenshield.stop().await?;
+    let waited = std::fs::read_to_string(greenshield.log())?.matches(WAITING).count();
+    greenshield.launch()?;
+    poll::until("a database that is not there to be refused", PATIENCE, async || {
+        let running = greenshield.process().is_some_and(|process| process.is_running());
+        Ok((!running).then_some(()))
+    })
+    .await?;
+    let log = std::fs::read_to_string(greenshield.log())?;
+    ensure!(log.matches(WAITING).count() == waited, "it waited:\n{log}");
+    Ok(())
+}
+
+const WAITING: &str = "waiting for the database";
+
+async fn waits(greenshield: &Greenshield, times: usize) -> Result<()> {
+    poll::until("it to wait for the database", PATIENCE, async || {
+        let log = std::fs::read_to_string(greenshield.log()).unwrap_or_default();
+        Ok((log.matches(WAITING).count() >= times).then_some(()))
+    })
+    .await
 }
 
 /// One trouble, while people talk; then everything is caught up with, nobody doing anything.
