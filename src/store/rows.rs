@@ -128,7 +128,7 @@ impl Rows {
             queue::wake(conn, &others, now).await?;
             signals.push(Signal::Work);
         }
-        queue::finish(conn, self.finished).await?;
+        queue::finish(conn, self.finished, now).await?;
         Ok(signals)
     }
 }

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::{StoreError, device_lists};
+use super::{Signal, StoreError, device_lists, queue};
 
 /// Takes a transaction in, unless exactly this one, id and body, was taken in before.
 ///
@@ -37,7 +37,7 @@ pub async fn take_in(
 
 /// Declares an outage that ended at `now`: whatever bots were last reconciled before that is swept, and
 /// what is known of devices is believed no more, because a transaction that comes again brings no
-/// changes of devices.
+/// changes of devices. What failed meanwhile is tried again now.
 ///
 /// # Errors
 ///
@@ -50,5 +50,7 @@ pub async fn outage_ended(conn: &mut PgConnection, now: DateTime<Utc>) -> Result
     )
     .execute(&mut *conn)
     .await?;
-    device_lists::all_changed(conn).await
+    device_lists::all_changed(&mut *conn).await?;
+    queue::resume(&mut *conn, now).await?;
+    Signal::Work.notify(conn).await
 }

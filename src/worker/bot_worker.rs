@@ -37,6 +37,8 @@ pub(super) struct Outcome {
     pub kept: Option<Kept>,
     /// Whether it got further than the last one, even if it failed in the end.
     pub progressed: bool,
+    /// See [`Step::troubles`].
+    pub troubles: Option<i32>,
     /// What it gathered last: to be committed with its end.
     pub rows: Rows,
     /// When the next step is due at the latest, if a verification is under way.
@@ -61,6 +63,9 @@ pub(super) struct Step<'a> {
     pub verifying: bool,
     /// Whether a part of a longer work was done for good.
     pub progressed: bool,
+    /// If everything was done but what the homeserver did not take of what the machine wanted sent: in how
+    /// many steps in a row that was so.
+    pub troubles: Option<i32>,
     /// Messages to be sent, in order.
     pub sends: Vec<outbox::Send>,
     /// Whether there are or may be other messages waiting, which a new one must not overtake.
@@ -265,6 +270,7 @@ pub(super) async fn step(
         device_epoch: briefing.device_epoch,
         verifying: briefing.verifying,
         progressed: false,
+        troubles: None,
         sends,
         backlog: briefing.backlog,
         only_answers: false,
@@ -301,7 +307,8 @@ pub(super) async fn step(
     if let Some(kept) = &mut step.kept {
         kept.pinned = step.verifying;
     }
-    Outcome { kept: step.kept, progressed: step.progressed, rows, result }
+    let Step { kept, progressed, troubles, .. } = step;
+    Outcome { kept, progressed, troubles, rows, result }
 }
 
 /// A bot's inbox, sorted by who takes what up.
@@ -364,7 +371,12 @@ async fn all(
     send::run(step).await?;
     send_keys(step).await?;
     strangers::run(step, work.strangers).await?;
-    match step.trouble.take() {
+    let trouble = step.trouble.take();
+    if let Some(kept) = &mut step.kept {
+        kept.troubles = trouble.as_ref().map_or(0, |_| kept.troubles.saturating_add(1));
+        step.troubles = trouble.as_ref().map(|_| kept.troubles);
+    }
+    match trouble {
         Some(trouble) => Err(trouble),
         None => Ok(step.verifying.then(|| step.now() + VERIFICATION_TICK)),
     }

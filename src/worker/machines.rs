@@ -29,6 +29,8 @@ pub(super) struct Kept {
     pub pinned: bool,
     /// Whether it may want something sent.
     pub has_requests: bool,
+    /// In how many steps in a row the homeserver did not take that.
+    pub troubles: i32,
     /// Up to which change of devices it has looked.
     pub looked_epoch: i64,
     /// Rooms in which everybody has the current key, what that was found for, and when.
@@ -53,6 +55,7 @@ impl Kept {
             fence,
             pinned: false,
             has_requests: true,
+            troubles: 0,
             looked_epoch: bot.device_epoch,
             rooms: HashMap::new(),
             reconcile_at: None,

@@ -251,7 +251,7 @@ impl Supervisor {
     async fn put_off_unreadable(&self, due: DueBot) {
         let Some(fence) = self.fences.get(&due.shard).copied() else { return };
         let error = StepError::fail("M_UNKNOWN", "the bot's row cannot be read: see the log");
-        let rows = ended_with(&self.context, due, &error, false);
+        let rows = ended_with(&self.context, due, &error, false, None);
         if let Err(error) = self.context.committer.commit(fence, rows).await {
             error!(error = chain(&error), "could not put off a bot that cannot be read");
         }
@@ -285,7 +285,7 @@ async fn run_step(
     let due = briefing.due;
     let kept = machines.lock().unwrap_or_else(PoisonError::into_inner).take(due.bot, fence);
     let step = Box::pin(bot_worker::step(context, briefing, prefetch, fence, kept));
-    let Outcome { kept, progressed, mut rows, result } = caught(step).await;
+    let Outcome { kept, progressed, troubles, mut rows, result } = caught(step).await;
     metrics::histogram!("greenshield_step_seconds").record(started.elapsed().as_secs_f64());
     rows.merge(match &result {
         Ok(next) => ended_well(context, due, *next),
@@ -293,7 +293,7 @@ async fn run_step(
             info!("another process has taken this bot over");
             return;
         }
-        Err(error) => ended_with(context, due, error, progressed),
+        Err(error) => ended_with(context, due, error, progressed, troubles),
     });
     match context.committer.commit(fence, rows).await {
         // Only now is the machine as far as the database.
@@ -302,7 +302,7 @@ async fn run_step(
         Err(error) => {
             error!(error = chain(&error), "could not record the end of a step");
             // What the step gathered may be what cannot be written: without it.
-            let rows = ended_with(context, due, &StepError::retry(error), false);
+            let rows = ended_with(context, due, &StepError::retry(error), false, None);
             if let Err(error) = context.committer.commit(fence, rows).await {
                 // The bot stays due: it is simply done again.
                 error!(error = chain(&error), "could not put the bot off either");
@@ -327,6 +327,7 @@ async fn caught(step: impl Future<Output = Outcome>) -> Outcome {
         Outcome {
             kept: None,
             progressed: false,
+            troubles: None,
             rows: Rows::default(),
             result: Err(StepError::fail("M_UNKNOWN", "a step panicked: see the log")),
         }
@@ -339,21 +340,30 @@ fn ended_well(context: &Context, due: DueBot, next: Option<DateTime<Utc>>) -> Ro
         let note = Note { bot: due.bot, error: None, at: context.clock.now() };
         rows.notes.insert(due.bot, note);
     }
-    rows.finished.push(FinishedRow { due, next, failures: 0 });
+    rows.finished.push(FinishedRow { due, next, failures: 0, rest_done: true });
     rows
 }
 
-fn ended_with(context: &Context, due: DueBot, error: &StepError, progressed: bool) -> Rows {
+/// What keeps failing beside the rest of the step (`troubles`) is tried ever more seldom like a step, but
+/// whatever else the bot has to do waits no longer for it each time.
+fn ended_with(
+    context: &Context,
+    due: DueBot,
+    error: &StepError,
+    progressed: bool,
+    troubles: Option<i32>,
+) -> Rows {
     let kind = if error.is_retry() { "retry" } else { "fail" };
     metrics::counter!("greenshield_step_errors_total", "kind" => kind).increment(1);
     let now = context.clock.now();
-    let failures = if progressed { 1 } else { due.failures.saturating_add(1) };
-    let next = backoff::next_attempt(error, failures, due.bot.0, now);
+    let rest_done = troubles.is_some();
+    let failures = if progressed || rest_done { 1 } else { due.failures.saturating_add(1) };
+    let next = backoff::next_attempt(error, troubles.unwrap_or(failures), due.bot.0, now);
     let said = chain(error);
     warn!(error = said, kind, failures, next_attempt_at = %next, "a step failed");
     let mut rows = Rows::default();
     rows.notes.insert(due.bot, Note { bot: due.bot, error: Some(said), at: now });
-    rows.finished.push(FinishedRow { due, next: Some(next), failures });
+    rows.finished.push(FinishedRow { due, next: Some(next), failures, rest_done });
     rows
 }
 
