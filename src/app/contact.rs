@@ -72,18 +72,15 @@ impl Contact {
         }
     }
 
-    /// Waits until a transaction is refused or may have been, and then until the database takes one.
+    /// Waits until a transaction is refused or may have been, then until the database takes one, and then
+    /// until the homeserver knows that.
     async fn refused(&self) {
         self.refusals.noticed().await;
         tokio::time::sleep(SETTLE).await;
         self.outage_ended().await;
-        match self.ping().await {
-            // What came before the homeserver had counted us as back, it dropped, too.
-            Ok(()) => self.outage_ended().await,
-            Err(error) => {
-                warn!(error = chain(&error), "the homeserver could not be told that we are back");
-            }
-        }
+        self.greet().await;
+        // What came before the homeserver had counted us as back, it dropped, too.
+        self.outage_ended().await;
     }
 
     /// Has the homeserver ping us, however long that takes; tells how many attempts failed. What it

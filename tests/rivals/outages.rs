@@ -24,6 +24,8 @@ const SOON: Duration = Duration::from_secs(15);
 async fn a_homeserver_that_was_refused_is_told_when_the_database_is_back() -> Result<()> {
     let (scene, alice, bot) = Scene::with_bot().await?;
     scene.fake.wait_for_pings();
+    // It is told again until it has heard.
+    scene.fake.fault("/ping", 3, Fault::refusal(500, "M_UNKNOWN"));
     scene.fake.forget_like_synapse();
     let name = scene.database.path().trim_start_matches('/').to_owned();
     let mut server = scene.database.clone();
@@ -71,6 +73,23 @@ async fn a_homeserver_that_was_cut_off_is_told_when_we_reach_it_again() -> Resul
     })
     .await?;
     wait_ready(&scene.greenshield, false).await?;
+    // As if it had lasted long: what was to be sent waits for minutes.
+    let long = "WITH sends AS (
+            UPDATE outbox SET attempts = 20, due_at = NOW() + INTERVAL '5 minutes'
+            WHERE state = 'queued' RETURNING bot_id
+        ), queued AS (
+            UPDATE bot_queue SET due_at = NOW() + INTERVAL '5 minutes'
+        )
+        SELECT COUNT(*) FROM sends";
+    let waiting: i64 = sqlx::query_scalar(long).fetch_one(&scene.sql).await?;
+    ensure!(waiting > 0, "nothing was to be sent");
+    poll::until("the next attempt to be minutes away", PATIENCE, async || {
+        let soon = "SELECT COUNT(*) FROM outbox
+            WHERE state = 'queued' AND due_at < NOW() + INTERVAL '4 minutes'";
+        let soon: i64 = sqlx::query_scalar(soon).fetch_one(&scene.sql).await?;
+        Ok((soon == 0).then_some(()))
+    })
+    .await?;
 
     scene.fake.cut_off(false);
     scene.fake.heal();
