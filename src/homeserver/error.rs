@@ -88,17 +88,23 @@ impl HomeserverError {
             Self::Unreachable(_) | Self::Answer(_) => true,
             Self::Request(_) => false,
             Self::Refused { status, is_matrix, .. } => {
-                matches!(*status, 408 | 429 | 500..) || (!is_matrix && *status != 413)
+                matches!(*status, 408 | 429 | 500..)
+                    || (!is_matrix && *status != 413)
+                    || self.is_away()
             }
         }
     }
 
-    /// Whether nobody was there to answer, or only what stands before the homeserver.
+    /// Whether nobody was there to answer, or only what stands before the homeserver, or one that does
+    /// not know us (yet): it runs without our registration. None of that is about the call.
     #[must_use]
-    pub const fn is_away(&self) -> bool {
+    pub fn is_away(&self) -> bool {
         match self {
             Self::Unreachable(_) => true,
-            Self::Refused { status, is_matrix, .. } => !*is_matrix && matches!(*status, 502..=504),
+            Self::Refused { status, is_matrix, errcode, .. } => {
+                (!is_matrix && matches!(*status, 502..=504))
+                    || (*status == 401 && errcode == "M_UNKNOWN_TOKEN")
+            }
             Self::Answer(_) | Self::Request(_) => false,
         }
     }
@@ -166,6 +172,33 @@ mod tests {
         // A reverse proxy that has lost its homeserver.
         assert!(refused(404, b"<html>").is_temporary());
         assert!(!refused(413, b"<html>").is_temporary());
+        // A homeserver without our registration knows no token of ours: that is not about the call.
+        let unknown = br#"{"errcode":"M_UNKNOWN_TOKEN"}"#;
+        assert!(refused(401, unknown).is_temporary() && refused(401, unknown).is_away());
+        assert!(!refused(401, matrix).is_away() && !refused(403, unknown).is_temporary());
+    }
+
+    #[test]
+    fn the_header_is_read_in_seconds_and_bounded_and_the_body_comes_first() {
+        let header = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, value.parse().expect("a header"));
+            retry_after(&headers)
+        };
+        assert_eq!(header("5"), Some(Duration::from_secs(5)));
+        assert_eq!(header(" 0 "), Some(Duration::ZERO));
+        assert_eq!(header("86400"), Some(MAX_RETRY_AFTER));
+        for nonsense in ["", "-1", "1.5", "soon", "Fri, 31 Dec 1999 23:59:59 GMT"] {
+            assert_eq!(header(nonsense), None, "{nonsense}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new()), None);
+
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let error = HomeserverError::refused(status, header("5"), b"<html>", "token");
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(5)));
+        let body = br#"{"errcode":"M_LIMIT_EXCEEDED","retry_after_ms":1500}"#;
+        let error = HomeserverError::refused(status, header("5"), body, "token");
+        assert_eq!(error.retry_after(), Some(Duration::from_millis(1500)));
     }
 
     #[test]

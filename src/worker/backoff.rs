@@ -11,8 +11,9 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// For what waiting does not cure: often enough to notice that somebody has cured it.
 const AFTER_FAIL: Duration = Duration::from_secs(600);
 
-/// When to try again after `failures` failures in a row, the last of them `error`. `salt` spreads
-/// those that failed together.
+/// When to try again after `failures` failures in a row, the last of them `error`: later than the
+/// homeserver asks for, if there have been many, and never at once. `salt` spreads those that failed
+/// together.
 pub(super) fn next_attempt(
     error: &StepError,
     failures: i32,
@@ -21,7 +22,7 @@ pub(super) fn next_attempt(
 ) -> DateTime<Utc> {
     let wait = match error {
         StepError::Fail { .. } => AFTER_FAIL,
-        _ => error.retry_after().unwrap_or_else(|| doubled(failures)),
+        _ => doubled(failures).max(error.retry_after().unwrap_or_default()),
     };
     // Up to a quarter more, by a multiplicative hash: the same bot always waits the same.
     let spread = wait / 4 * (salt.unsigned_abs().wrapping_mul(2_654_435_761) % 1024) as u32 / 1024;
@@ -56,17 +57,27 @@ mod tests {
     }
 
     #[test]
-    fn the_homeservers_wish_comes_first_and_the_spread_only_adds() {
-        let wish = Duration::from_secs(7);
-        let error = StepError::Retry {
-            source: "slow down".into(),
-            after: Some(wish),
-            machine_is_whole: true,
-        };
+    fn no_wait_is_shorter_than_the_homeserver_asks_for_or_than_ours() {
         let now = DateTime::UNIX_EPOCH;
-        for salt in 0..100 {
-            let next = next_attempt(&error, 9, salt, now);
-            assert!(next >= now + wish && next <= now + wish + wish / 4, "{next}");
+        let seconds = Duration::from_secs;
+        for (asked, failures, wait) in [
+            (seconds(7), 1, seconds(7)),
+            (seconds(7), 9, seconds(128)),
+            (seconds(120), 30, LONGEST),
+            (Duration::ZERO, 1, FIRST),
+            (Duration::ZERO, 4, seconds(4)),
+        ] {
+            let error = StepError::Retry {
+                source: "slow down".into(),
+                after: Some(asked),
+                machine_is_whole: true,
+            };
+            for salt in 0..100 {
+                // The spread only adds.
+                let next = next_attempt(&error, failures, salt, now);
+                let in_time = next >= now + wait && next <= now + wait + wait / 4;
+                assert!(in_time, "asked for {asked:?} after {failures}: {next}");
+            }
         }
     }
 }

@@ -62,6 +62,13 @@ impl StepError {
         matches!(self, Self::Retry { .. })
     }
 
+    /// Whether the homeserver is away: then it says nothing about what was asked of it.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        let Self::Retry { source, .. } = self else { return false };
+        source.downcast_ref().is_some_and(HomeserverError::is_away)
+    }
+
     /// Whether something that is stored of the bot does not open any more.
     #[must_use]
     pub fn is_damage(&self) -> bool {

@@ -4,6 +4,7 @@
 //! and the homeserver pushes room events only for joined bots. So after joining, what was said since
 //! the invitation is read back.
 
+use chrono::{DateTime, Duration, Utc};
 use ruma::{OwnedUserId, RoomId};
 use serde_json::Value;
 use tracing::{info, warn};
@@ -25,8 +26,8 @@ use crate::{
 
 /// How far back a bot reads after joining.
 const LOOK_BACK: u32 = 100;
-/// After this many failures an invitation is left alone.
-const MAX_ATTEMPTS: i32 = 12;
+/// An invitation as old as this, which the homeserver could let us accept and does not, is left alone.
+const PATIENCE: Duration = Duration::days(7);
 
 /// Takes the entries up, each by itself.
 pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), StepError> {
@@ -35,7 +36,7 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
         match accept_or_decline(step, seq).await {
             Ok(()) => {}
             Err(StepError::LeaseLost) => return Err(StepError::LeaseLost),
-            Err(error) if error.is_retry() && entry.attempts < MAX_ATTEMPTS => {
+            Err(error) if may_try_again(&entry, &error, step.now()) => {
                 let due_at =
                     backoff::next_attempt(&error, entry.attempts + 1, entry.id.0, step.now());
                 warn!(error = chain(&error), "could not answer an invitation; trying again");
@@ -46,8 +47,10 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
                 continue;
             }
             Err(error) => {
-                warn!(error = chain(&error), "leaving an invitation alone");
+                let said = chain(&error);
+                warn!(error = said, "leaving an invitation alone");
                 step.failed(&error).await;
+                step.note(&format!("an invitation was left alone: {said}"));
             }
         }
         let mut tx = step.begin().await?;
@@ -55,6 +58,11 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
         tx.commit().await.map_err(StoreError::from)?;
     }
     Ok(())
+}
+
+/// Whether an invitation may still be answered. An outage, however long, gives none up.
+fn may_try_again(entry: &Entry, error: &StepError, now: DateTime<Utc>) -> bool {
+    error.is_retry() && (error.is_outage() || now - entry.received_at < PATIENCE)
 }
 
 async fn accept_or_decline(step: &mut Step<'_>, seq: EventSeq) -> Result<(), StepError> {
@@ -75,13 +83,21 @@ async fn accept_or_decline(step: &mut Step<'_>, seq: EventSeq) -> Result<(), Ste
     step.homeserver().await?.join(&step.actor, room.into()).await?;
     info!(%room, %inviter, "joined by invitation");
     joined(step, room).await?;
-    if is_direct(&invite) {
-        step.homeserver().await?.mark_direct(&step.actor, room, &inviter).await?;
-    }
-    // Whoever invites a bot may ask it to verify next: their devices had better be known.
+    // What was said before the bot joined is more than the list of its direct rooms.
+    let marked = if is_direct(&invite) {
+        step.homeserver().await?.mark_direct(&step.actor, room, &inviter).await
+    } else {
+        Ok(())
+    };
+    // Whoever invites a bot may ask it to verify next: their devices had better be known. What is
+    // refused of that the machine wants again, at the end of this step.
     step.machine().await?.track(std::slice::from_ref(&inviter)).await?;
-    outgoing::run(step).await?;
-    read_back(step, room, &invite).await
+    match outgoing::run(step).await {
+        Err(error) if !error.machine_is_whole() => return Err(error),
+        _ => {}
+    }
+    read_back(step, room, &invite).await?;
+    Ok(marked?)
 }
 
 fn is_welcome(step: &mut Step<'_>, inviter: &OwnedUserId) -> bool {

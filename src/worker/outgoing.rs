@@ -213,7 +213,8 @@ pub(super) async fn verification(
         match (sent, waits.next()) {
             (Err(error), Some(wait)) if error.is_retry() && error.machine_is_whole() => {
                 warn!(error = chain(&error), "a verification message was not taken; trying again");
-                tokio::time::sleep(error.retry_after().unwrap_or(wait).min(LONGEST_WAIT)).await;
+                let wait = wait.max(error.retry_after().unwrap_or_default()).min(LONGEST_WAIT);
+                tokio::time::sleep(wait).await;
             }
             (sent, _) => return sent,
         }

@@ -15,6 +15,7 @@ use std::{
     sync::Arc,
 };
 
+use chrono::{DateTime, Duration, Utc};
 use futures_util::future::join_all;
 use ruma::{OwnedTransactionId, OwnedUserId, RoomId, TransactionId};
 use serde_json::Value;
@@ -35,8 +36,10 @@ use crate::{
     telemetry::chain,
 };
 
-/// After this many temporary failures a message is given up.
-const MAX_ATTEMPTS: i32 = 30;
+/// A message that the homeserver could take and does not is given up when it is older than this, as
+/// long as Synapse knows its transaction id again, and was tried so often since the last outage.
+const PATIENCE: Duration = Duration::days(1);
+const MIN_ATTEMPTS: i32 = 30;
 /// How often news may overtake our question about a room.
 const MAX_QUESTIONS: usize = 5;
 
@@ -126,7 +129,7 @@ fn failed(step: &mut Step<'_>, send: &Send, error: &StepError) -> bool {
         "a message was not sent"
     );
     let now = step.now();
-    let again = error.is_retry() && send.attempts < MAX_ATTEMPTS;
+    let again = may_try_again(send, error, now);
     let text = error.to_string();
     let outcome = if again {
         let salt = step.bot.id.0;
@@ -136,6 +139,12 @@ fn failed(step: &mut Step<'_>, send: &Send, error: &StepError) -> bool {
     };
     record(step, send.txn_id.clone(), outcome);
     again
+}
+
+/// Whether a message that failed may still succeed. An outage, however long, gives none up.
+fn may_try_again(send: &Send, error: &StepError, now: DateTime<Utc>) -> bool {
+    let is_over = send.attempts >= MIN_ATTEMPTS && now - send.created_at > PATIENCE;
+    error.is_retry() && (error.is_outage() || !is_over)
 }
 
 fn record(step: &mut Step<'_>, txn_id: String, outcome: Outcome) {
@@ -312,4 +321,42 @@ async fn give(step: &mut Step<'_>, keys: ShareRequests) -> Result<usize, StepErr
         outgoing::to_device(step, &request).await?;
     }
     Ok(devices)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::homeserver::HomeserverError;
+
+    #[test]
+    fn a_message_is_given_up_by_age_and_never_for_an_outage() {
+        let now = DateTime::UNIX_EPOCH;
+        let send = |attempts, age| Send {
+            room_id: "!r:x".to_owned(),
+            txn_id: "t".to_owned(),
+            event_type: "m.room.message".to_owned(),
+            content: Value::Null,
+            attempts,
+            created_at: now - age,
+        };
+        let refused = |status, is_matrix, errcode: &str| {
+            StepError::from(HomeserverError::Refused {
+                status,
+                errcode: errcode.to_owned(),
+                is_matrix,
+                error: "no".to_owned(),
+                retry_after: Some(std::time::Duration::ZERO),
+            })
+        };
+        let busy = refused(429, true, "M_LIMIT_EXCEEDED");
+        let (hour, week) = (Duration::hours(1), Duration::days(7));
+        assert!(may_try_again(&send(1000, hour), &busy, now));
+        assert!(may_try_again(&send(0, week), &busy, now), "an outage has just ended");
+        assert!(!may_try_again(&send(30, week), &busy, now));
+        for away in [refused(502, false, "M_UNKNOWN"), refused(401, true, "M_UNKNOWN_TOKEN")] {
+            assert!(may_try_again(&send(1000, week), &away, now), "{away}");
+        }
+        let no = refused(403, true, "M_FORBIDDEN");
+        assert!(!may_try_again(&send(0, hour), &no, now));
+    }
 }

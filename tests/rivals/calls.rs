@@ -163,7 +163,7 @@ fn rooms_made(fake: &FakeHomeserver) -> usize {
     fake.calls("/createRoom").iter().filter(|call| call.status == 200).count()
 }
 
-fn invite(fake: &FakeHomeserver, room: &str, by: &str, bot: &Bot) {
+pub(super) fn invite(fake: &FakeHomeserver, room: &str, by: &str, bot: &Bot) {
     let content = json!({ "membership": "invite", "is_direct": true });
     fake.say(room, by, "m.room.member", Some(&bot.user_id), content);
 }
@@ -203,7 +203,7 @@ async fn what_keeps_failing_is_tried_ever_more_seldom() -> Result<()> {
     Ok(())
 }
 
-fn ever_more_seldom(path: &str, calls: &[Seen]) -> Result<()> {
+pub(super) fn ever_more_seldom(path: &str, calls: &[Seen]) -> Result<()> {
     let waits: Vec<Duration> = calls.windows(2).map(|pair| pair[1].at - pair[0].at).collect();
     for pair in waits.windows(2) {
         ensure!(pair[1] > pair[0].mul_f64(1.3), "{path}: {waits:?}");

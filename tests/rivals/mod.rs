@@ -8,6 +8,7 @@ mod freeze;
 mod outages;
 mod pair;
 mod partition;
+mod patience;
 mod processes;
 mod sick;
 mod watch;

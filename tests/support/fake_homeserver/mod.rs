@@ -26,6 +26,7 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::{Request, State as Shared},
+    http::{HeaderValue, header::RETRY_AFTER},
     response::{IntoResponse as _, Response},
 };
 use serde_json::{Value, json};
@@ -45,6 +46,8 @@ pub use self::{
 pub enum Fault {
     /// This answer, without the call being carried out.
     Answer { status: u16, body: String },
+    /// A page of a proxy that asks for so many seconds of patience in `Retry-After`.
+    Later { status: u16, seconds: u64 },
     /// The connection breaks in the middle of the answer; nothing was carried out.
     Broken,
     /// The call is carried out, and the connection breaks in the middle of the answer.
@@ -167,6 +170,13 @@ async fn answer(Shared(inner): Shared<Arc<Inner>>, request: Request) -> Response
             met();
             return respond(*status, body.clone());
         }
+        Some(Fault::Later { status, seconds }) => {
+            inner.lock().note(&call, *status);
+            met();
+            let mut answer = respond(*status, "<html><body>Later</body></html>".to_owned());
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(*seconds));
+            return answer;
+        }
         Some(Fault::Broken) => {
             inner.lock().note(&call, 0);
             met();
@@ -222,7 +232,7 @@ impl State {
         if !call.by_greenshield {
             return None;
         }
-        self.faults.iter_mut().find_map(|planned| planned.hits(&call.path))
+        self.faults.iter_mut().find_map(|planned| planned.hits(call.user(), &call.path))
     }
 
     fn note(&mut self, call: &Call, status: u16) {

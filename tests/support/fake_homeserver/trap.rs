@@ -8,6 +8,8 @@ use super::{FakeHomeserver, Fault};
 
 /// A fault that waits for its calls.
 pub struct Planned {
+    /// Whose calls; empty for everybody's.
+    user: String,
     path: String,
     skip: usize,
     left: usize,
@@ -17,12 +19,14 @@ pub struct Planned {
 
 impl Planned {
     pub fn new(path: &str, skip: usize, left: usize, fault: Fault) -> Self {
-        Self { path: path.to_owned(), skip, left, fault, met: Arc::default() }
+        let (user, path) = (String::new(), path.to_owned());
+        Self { user, path, skip, left, fault, met: Arc::default() }
     }
 
     /// The fault, if this call of greenshield is one that it waits for.
-    pub fn hits(&mut self, path: &str) -> Option<(Fault, Arc<Notify>)> {
-        if self.left == 0 || !path.contains(&self.path) {
+    pub fn hits(&mut self, user: &str, path: &str) -> Option<(Fault, Arc<Notify>)> {
+        let is_meant = user.contains(&self.user) && path.contains(&self.path);
+        if self.left == 0 || !is_meant {
             return None;
         }
         if self.skip > 0 {
@@ -45,6 +49,12 @@ impl Trap {
 }
 
 impl FakeHomeserver {
+    /// [`FakeHomeserver::fault`] until it heals, in calls as this user only.
+    pub fn fault_of(&self, user: &str, path: &str, fault: Fault) {
+        let planned = Planned::new(path, 0, usize::MAX, fault);
+        self.lock().faults.push(Planned { user: user.to_owned(), ..planned });
+    }
+
     /// After `skip` others, one call of greenshield whose path contains `path` meets `fault`.
     pub fn trap(&self, path: &str, skip: usize, fault: Fault) -> Trap {
         let planned = Planned::new(path, skip, 1, fault);
