@@ -300,6 +300,7 @@ pub(super) async fn step(
         Ok(rows) => (rows, result),
         Err(error) => {
             step.failed(&error).await;
+            step.troubles = None;
             // Why it failed first says more than that it did not end well either.
             (Rows::default(), result.and(Err(error)))
         }

@@ -97,7 +97,12 @@ async fn accept_or_decline(step: &mut Step<'_>, seq: EventSeq) -> Result<(), Ste
         _ => {}
     }
     read_back(step, room, &invite).await?;
-    Ok(marked?)
+    marked.map_err(|error| match StepError::from(error) {
+        StepError::Fail { errcode, error } => {
+            StepError::fail(errcode, format!("joined, but not marked as a direct room: {error}"))
+        }
+        other => other,
+    })
 }
 
 fn is_welcome(step: &mut Step<'_>, inviter: &OwnedUserId) -> bool {
