@@ -1,8 +1,13 @@
 //! Everything that the steps of many bots need to begin with, in a handful of queries for all of them.
 //!
-//! A briefing is read without locks. It stays true for as long as the step runs, because only the
-//! holder of a shard's lease writes what is in it; what edges add meanwhile raises the bot's generation
-//! in `bot_queue`, and so the bot has another step.
+//! A briefing is read without locks. What is in it of the bot stays true for as long as the step runs,
+//! because only the holder of a shard's lease writes that; what edges add meanwhile raises the bot's
+//! generation in `bot_queue`, and so the bot has another step.
+//!
+//! What is in it of rooms and of devices does not: edges and other bots write that, and wake nobody. It
+//! is as of the beginning, and says so with [`Room::version`] and [`Briefing::device_epoch`]: who goes by
+//! it finds out in the next step that it was overtaken. Only what must never go by an old one asks again:
+//! what is sent in the clear ([`rooms::is_unencrypted`]).
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -179,6 +179,24 @@ pub async fn load(conn: &mut PgConnection, room: &str) -> Result<Room, StoreErro
     Ok(row.unwrap_or_else(|| Room { history_visibility: "shared".to_owned(), ..Room::default() }))
 }
 
+/// Whether the room is known to be unencrypted, at this very moment.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn is_unencrypted(conn: &mut PgConnection, room: &str) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"-- rooms.is_unencrypted
+        SELECT EXISTS (
+            SELECT FROM rooms
+            WHERE room_id = $1 AND encryption_checked AND encryption IS NULL
+        ) AS "unencrypted!""#,
+        room,
+    )
+    .fetch_one(conn)
+    .await?)
+}
+
 /// What is known of these rooms; those of which nothing is known are left out.
 ///
 /// # Errors

@@ -7,6 +7,9 @@
 //! ours get none, they read in the sender's outbox. As long as neither the room nor anybody's devices
 //! have changed since, all of that is skipped.
 //!
+//! What goes out in the clear asks once more whether the room is still known to be unencrypted, right
+//! before it is sent ([`put`]): a step can last, and what [`prepare`] went by is of its beginning.
+//!
 //! Messages of one step are all encrypted first and then committed, the ratchets with them, and only
 //! then sent: those of a room in order, rooms side by side.
 
@@ -22,10 +25,12 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tracing::{debug, warn};
 
-use super::{StepError, backoff, bot_worker::Step, device_keys, machines::ReadyRoom, outgoing};
+use super::{
+    Context, StepError, backoff, bot_worker::Step, device_keys, machines::ReadyRoom, outgoing,
+};
 use crate::{
     crypto::{RoomSettings, ShareRequests},
-    homeserver::{Actor, Homeserver},
+    homeserver::Actor,
     model::foreign,
     store::{
         Connection,
@@ -75,15 +80,15 @@ pub(super) async fn run(step: &mut Step<'_>) -> Result<(), StepError> {
     if prepared.is_empty() {
         return Ok(());
     }
-    let homeserver = step.homeserver_for_message().await?;
-    let (actor, bot) = (step.actor.clone(), step.bot.id);
+    step.homeserver_for_message().await?;
+    let (context, actor, bot) = (step.context, step.actor.clone(), step.bot.id);
     let rooms = prepared.into_values().map(|messages| {
         let actor = &actor;
         async move {
             let mut results = Vec::with_capacity(messages.len());
             for (send, ready) in messages {
                 let txn_id = homeserver_txn_id(bot, &send);
-                let result = put(homeserver, actor, &send.room_id, &txn_id, ready).await;
+                let result = put(context, actor, &send.room_id, &txn_id, ready).await;
                 let stop = result.as_ref().is_err_and(StepError::is_retry);
                 results.push((send, result));
                 if stop {
@@ -161,12 +166,20 @@ pub(super) async fn message(
     txn_id: &TransactionId,
 ) -> Result<Sent, StepError> {
     let prepared = prepare(step, room_id, event_type, content).await?;
-    let homeserver = step.homeserver_for_message().await?;
-    put(homeserver, &step.actor, room_id.as_str(), txn_id, prepared).await
+    step.homeserver_for_message().await?;
+    let sent = put(step.context, &step.actor, room_id.as_str(), txn_id, prepared).await;
+    if sent.is_err() {
+        // It is tried again, maybe in this very step: what the room is like is then read anew.
+        step.rooms.remove(room_id.as_str());
+    }
+    sent
 }
 
+/// Sends a message that was prepared, and committed. One that was prepared for an unencrypted room is
+/// put off if the room has become another one meanwhile: whatever we have told the homeserver that we
+/// know of holds from then on. Nothing is sent in the clear if that cannot be read.
 async fn put(
-    homeserver: &Homeserver,
+    context: &Context,
     actor: &Actor,
     room_id: &str,
     txn_id: &TransactionId,
@@ -175,7 +188,15 @@ async fn put(
     let room_id = <&RoomId>::try_from(room_id)
         .map_err(|_| StepError::fail("M_INVALID_PARAM", "this is not a room id"))?;
     let Prepared { event_type, content, session_id, devices } = message;
-    let event_id = homeserver.send_event(actor, room_id, &event_type, txn_id, &content).await?;
+    if session_id.is_none() && !stays_clear(&event_type) {
+        let unencrypted =
+            async |conn: &mut Connection| rooms::is_unencrypted(conn, room_id.as_str()).await;
+        if !context.store.run(unencrypted).await? {
+            return Err(StepError::retry("the room may be encrypted by now: preparing it again"));
+        }
+    }
+    let event_id =
+        context.homeserver.send_event(actor, room_id, &event_type, txn_id, &content).await?;
     debug!(%event_id, ?devices, encrypted = session_id.is_some(), "sent");
     Ok(Sent { event_id: event_id.to_string(), session_id, devices })
 }

@@ -66,3 +66,46 @@ async fn encryption_that_is_turned_on_later_holds_at_once_and_for_good() -> Resu
     ensure!(said[1..].iter().all(|event| event["type"] == "m.room.encrypted"), "{said:?}");
     Ok(())
 }
+
+/// We have said that we know: what was prepared before that does not go out as it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_prepared_in_the_clear_stays_here_once_the_room_is_encrypted() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let room = scene.fake.room(&alice.user_id, false, &[&bot.user_id]);
+    let clear = json!({ "msgtype": "m.text", "body": "!ping" });
+    let say = || scene.fake.say(&room, &alice.user_id, "m.room.message", None, clear.clone());
+    let attempts = "SELECT attempts::TEXT FROM outbox
+        WHERE txn_id = 'respond-' || $1 AND state = 'sent'";
+    ensure!(scene.wait_text("the first answer", attempts, &say()).await? == "0");
+    let said = scene.fake.said_by(&bot.user_id, &room);
+    ensure!(said.len() == 1 && said[0]["type"] == "m.room.message", "all is known of it: {said:?}");
+
+    // The step has prepared its answer, and waits for the commit that is to come before it.
+    let mut held = scene.sql.begin().await?;
+    sqlx::query("LOCK TABLE event_log IN EXCLUSIVE MODE").execute(&mut *held).await?;
+    let asked = say();
+    poll::until("the step to wait", PATIENCE, async || {
+        let waits: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT FROM pg_locks
+                WHERE relation = 'event_log'::regclass AND NOT granted)",
+        )
+        .fetch_one(&scene.sql)
+        .await?;
+        Ok(waits.then_some(()))
+    })
+    .await?;
+    let on = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
+    scene.fake.say(&room, &alice.user_id, "m.room.encryption", Some(""), on);
+    poll::until("the news to be taken in", PATIENCE, async || {
+        Ok(scene.fake.is_pushed().then_some(()))
+    })
+    .await?;
+    held.rollback().await?;
+
+    ensure!(alice.answer_to(&room, &asked).await?.body == "pong");
+    let attempts = scene.wait_text("the answer", attempts, &asked).await?;
+    ensure!(attempts == "1", "it was prepared before the news, and again: {attempts}");
+    let said = scene.fake.said_by(&bot.user_id, &room);
+    ensure!(said.len() == 2 && said[1]["type"] == "m.room.encrypted", "{said:?}");
+    Ok(())
+}
