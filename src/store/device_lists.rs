@@ -5,6 +5,9 @@
 //! the user last changed, and at which the stored answer was asked for: equal numbers mean that the
 //! answer is good. A bot's row says up to which number the bot has looked; what lies beyond it is
 //! looked up when the bot next has use for somebody's devices.
+//!
+//! Everybody here locks the epoch first and then users in the order of their bytes, whatever the
+//! database's language: so nobody waits for another in a circle.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +27,8 @@ const TRUSTED_FOR: Duration = Duration::hours(24);
 
 /// For so long after it was asked a question may be of a bot whose tracking is not committed yet.
 const JUST_ASKED: Duration = Duration::hours(1);
+/// Within this time a second question is not noted.
+const NOTED_FOR: Duration = Duration::minutes(30);
 
 /// Notes that the devices of these users changed; those that no bot tracks are left out.
 ///
@@ -40,10 +45,16 @@ pub async fn changed(conn: &mut PgConnection, users: &[String]) -> Result<(), St
             UPDATE homeserver_state SET device_epoch = device_epoch + 1
             WHERE EXISTS (SELECT FROM device_lists WHERE user_id = ANY($1))
             RETURNING device_epoch
+        ), locked AS (
+            SELECT d.user_id, epoch.device_epoch
+            FROM epoch CROSS JOIN device_lists d
+            WHERE d.user_id = ANY($1)
+            ORDER BY d.user_id COLLATE \"C\"
+            FOR NO KEY UPDATE OF d
         )
-        UPDATE device_lists SET changed = epoch.device_epoch
-        FROM epoch
-        WHERE user_id = ANY($1)",
+        UPDATE device_lists d SET changed = locked.device_epoch
+        FROM locked
+        WHERE d.user_id = locked.user_id",
         users,
     )
     .execute(conn)
@@ -61,8 +72,15 @@ pub async fn all_changed(conn: &mut PgConnection) -> Result<(), StoreError> {
         "-- device_lists.all_changed
         WITH epoch AS (
             UPDATE homeserver_state SET device_epoch = device_epoch + 1 RETURNING device_epoch
+        ), locked AS (
+            SELECT d.user_id, epoch.device_epoch
+            FROM epoch CROSS JOIN device_lists d
+            ORDER BY d.user_id COLLATE \"C\"
+            FOR NO KEY UPDATE OF d
         )
-        UPDATE device_lists SET changed = epoch.device_epoch FROM epoch"
+        UPDATE device_lists d SET changed = locked.device_epoch
+        FROM locked
+        WHERE d.user_id = locked.user_id"
     )
     .execute(conn)
     .await?;
@@ -90,11 +108,16 @@ pub async fn expire(
             UPDATE homeserver_state SET device_epoch = device_epoch + 1
             WHERE EXISTS (SELECT FROM old)
             RETURNING device_epoch
+        ), locked AS (
+            SELECT d.user_id, epoch.device_epoch
+            FROM epoch CROSS JOIN old JOIN device_lists d USING (user_id)
+            ORDER BY d.user_id COLLATE \"C\"
+            FOR NO KEY UPDATE OF d
         )
         UPDATE device_lists d
-        SET changed = epoch.device_epoch, fetched = NULL, fetched_at = NULL, sealed_answer = NULL
-        FROM epoch, old
-        WHERE d.user_id = old.user_id",
+        SET changed = locked.device_epoch, fetched = NULL, fetched_at = NULL, sealed_answer = NULL
+        FROM locked
+        WHERE d.user_id = locked.user_id",
         now - TRUSTED_FOR,
         limit,
     )
@@ -104,7 +127,7 @@ pub async fn expire(
 }
 
 /// Forgets at most `limit` users whom no bot tracks any more, unless somebody has asked about them just
-/// now, and may be about to. Returns how many.
+/// now, and may be about to: a commit that is under way cannot be seen. Returns how many.
 ///
 /// # Errors
 ///
@@ -119,8 +142,9 @@ pub async fn forget_untracked(
         DELETE FROM device_lists WHERE user_id = ANY (ARRAY(
             SELECT user_id FROM device_lists d
             WHERE NOT EXISTS (SELECT FROM crypto_tracked_users t WHERE t.user_id = d.user_id)
-                AND COALESCE(fetched_at < $2, TRUE)
+                AND COALESCE(asked_at < $2, TRUE)
             LIMIT $1
+            FOR UPDATE SKIP LOCKED
         ))",
         limit,
         now - JUST_ASKED,
@@ -128,6 +152,34 @@ pub async fn forget_untracked(
     .execute(conn)
     .await?;
     Ok(forgotten.rows_affected())
+}
+
+/// Gives at most `limit` users whom a bot tracks a row if they have none, which is not to be: their
+/// changes were not noted, so they are taken to have changed. Returns how many.
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn restore_tracked(conn: &mut PgConnection, limit: i64) -> Result<u64, StoreError> {
+    let restored = sqlx::query!(
+        "-- device_lists.restore_tracked
+        WITH lost AS MATERIALIZED (
+            SELECT DISTINCT user_id FROM crypto_tracked_users t
+            WHERE NOT EXISTS (SELECT FROM device_lists d WHERE d.user_id = t.user_id)
+            LIMIT $1
+        ), epoch AS (
+            UPDATE homeserver_state SET device_epoch = device_epoch + 1
+            WHERE EXISTS (SELECT FROM lost)
+            RETURNING device_epoch
+        )
+        INSERT INTO device_lists (user_id, changed)
+        SELECT user_id, device_epoch FROM lost CROSS JOIN epoch ORDER BY user_id COLLATE \"C\"
+        ON CONFLICT (user_id) DO NOTHING",
+        limit,
+    )
+    .execute(conn)
+    .await?;
+    Ok(restored.rows_affected())
 }
 
 /// The users among those that `bot` tracks whose devices changed after `epoch`.
@@ -193,8 +245,8 @@ pub struct Known {
     pub answer: Option<Value>,
 }
 
-/// What is known of these users; those of whom nothing is are left out. From now on their changes are
-/// noted, whether or not a bot is known yet to track them: to be called before the homeserver is asked.
+/// What is known of these users. From now on their changes are noted, whether or not a bot is known yet
+/// to track them: to be called before the homeserver is asked. No user may be named twice.
 ///
 /// # Errors
 ///
@@ -205,19 +257,32 @@ pub async fn known(
     users: &[String],
     now: DateTime<Utc>,
 ) -> Result<Vec<Known>, StoreError> {
+    // A row that was asked about lately stays, and is only read. Any other may be about to go: it is
+    // written, and told as it then is, because a change that came while it was gone was not noted.
     let rows = sqlx::query!(
         r#"-- device_lists.known
         WITH watched AS (
-            INSERT INTO device_lists (user_id, fetched_at)
+            INSERT INTO device_lists AS d (user_id, asked_at)
             SELECT user_id, $2 FROM UNNEST($1::TEXT[]) AS u (user_id)
-            ORDER BY user_id
-            ON CONFLICT (user_id) DO NOTHING
+            WHERE NOT EXISTS (
+                SELECT FROM device_lists asked
+                WHERE asked.user_id = u.user_id AND asked.asked_at >= $3
+            )
+            ORDER BY user_id COLLATE "C"
+            ON CONFLICT (user_id) DO UPDATE SET asked_at = EXCLUDED.asked_at
+            RETURNING user_id, changed, fetched, sealed_answer
+        ), known AS (
+            SELECT * FROM watched
+            UNION ALL
+            SELECT user_id, changed, fetched, sealed_answer FROM device_lists
+            WHERE user_id = ANY($1) AND asked_at >= $3
         )
-        SELECT user_id, changed, fetched IS NOT DISTINCT FROM changed AS "good!", sealed_answer
-        FROM device_lists
-        WHERE user_id = ANY($1)"#,
+        SELECT user_id AS "user_id!", changed AS "changed!",
+            fetched IS NOT DISTINCT FROM changed AS "good!", sealed_answer
+        FROM known"#,
         users,
         now,
+        now - NOTED_FOR,
     )
     .fetch_all(conn)
     .await?;
@@ -265,10 +330,18 @@ pub async fn keep(
     }
     sqlx::query!(
         "-- device_lists.keep
+        WITH locked AS (
+            SELECT user_id FROM device_lists
+            WHERE user_id = ANY($1)
+            ORDER BY user_id COLLATE \"C\"
+            FOR NO KEY UPDATE
+        )
         UPDATE device_lists d
         SET fetched = a.changed, fetched_at = $4, sealed_answer = a.sealed
-        FROM UNNEST($1::TEXT[], $2::BIGINT[], $3::BYTEA[]) AS a (user_id, changed, sealed)
-        WHERE d.user_id = a.user_id AND (d.fetched IS NULL OR d.fetched <= a.changed)",
+        FROM locked
+        JOIN UNNEST($1::TEXT[], $2::BIGINT[], $3::BYTEA[]) AS a (user_id, changed, sealed)
+            USING (user_id)
+        WHERE d.user_id = locked.user_id AND (d.fetched IS NULL OR d.fetched <= a.changed)",
         &users,
         &numbers,
         &sealed,

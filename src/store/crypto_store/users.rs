@@ -47,7 +47,7 @@ pub(super) async fn save(conn: &mut PgConnection, rows: Rows) -> Result<(), Stor
     let (keys, dirty): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
     let (bots, user_ids): (Vec<_>, Vec<_>) =
         keys.into_iter().map(|(bot, user_id)| (bot.0, user_id)).unzip();
-    // From now on we are to be told of their changes.
+    // From now on we are to be told of their changes. Who was asked about has a row already, which stays.
     sqlx::query!(
         "-- crypto_store.users.save
         WITH saved AS (
@@ -55,7 +55,7 @@ pub(super) async fn save(conn: &mut PgConnection, rows: Rows) -> Result<(), Stor
                 AS r (bot_id, user_id, dirty)
         ), watched AS (
             INSERT INTO device_lists (user_id)
-            SELECT DISTINCT user_id FROM saved ORDER BY user_id
+            SELECT user_id FROM saved GROUP BY user_id ORDER BY user_id COLLATE \"C\"
             ON CONFLICT (user_id) DO NOTHING
         )
         INSERT INTO crypto_tracked_users (bot_id, user_id, dirty)

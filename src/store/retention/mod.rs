@@ -8,7 +8,7 @@
 //! | `to_device_seen`, `crypto_olm_hashes` | 60 days | longer than a homeserver keeps an inbox that is reconciled twice a day |
 //! | `events`, with `event_log` and `inbox` | 90 days | what a bot has not read by then it will not read |
 //! | `outbox` | a year, without the content after 7 days | the same transaction id is the same event |
-//! | `device_lists` | as long as a bot tracks the user; an answer a day | a homeserver can lose a change |
+//! | `device_lists` | as long as a bot tracks the user, or may be about to; an answer a day | a homeserver can lose a change |
 //! | `verifications` | a year after their end, 30 days if cancelled | their story is asked for late |
 //! | `room_members` | while they are joined or invited, and one of our bots is there | sending asks for no others |
 //! | `rooms`, `crypto_outbound_group_sessions` | a year after the last of our bots left | a bot that comes back knows that it was encrypted |

@@ -17,6 +17,7 @@ pub(super) async fn forget_strangers(
     swept.add(inbox::ask_to_forget_strangers(&mut tx, batch, now).await?, batch);
     tx.commit().await?;
     swept.add(device_lists::forget_untracked(conn, batch, now).await?, batch);
+    swept.add(device_lists::restore_tracked(conn, batch).await?, batch);
     Ok(swept)
 }
 
@@ -102,6 +103,7 @@ pub(super) async fn sweep_rooms(
                     WHERE m.room_id = r.room_id AND m.membership IN ('join', 'invite')
                 )
             LIMIT $2
+            FOR NO KEY UPDATE SKIP LOCKED
         ), unknown AS (
             UPDATE rooms SET members_complete = FALSE, version = version + 1
             WHERE room_id IN (SELECT room_id FROM left_rooms)

@@ -7,5 +7,6 @@ mod fencing;
 mod isolation;
 mod machine;
 mod rows;
+mod tracked;
 mod upstream;
 mod world;
