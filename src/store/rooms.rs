@@ -5,6 +5,9 @@
 //! be older than an event that came meanwhile: it is written only if the room's version is still the
 //! one from before the question.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
@@ -246,12 +249,11 @@ pub struct Answer {
 }
 
 /// Writes what the homeserver answered about a room, and tells what is known of it then. Not written,
-/// and nothing returned, if an event has told something newer since `version`, or `fence` does not hold
-/// any more.
+/// and nothing returned, if an event has told something newer since `version`.
 ///
 /// # Errors
 ///
-/// The database's own.
+/// [`StoreError::LeaseLost`] if `fence` does not hold any more, or the database's own.
 pub async fn answer(
     conn: &mut PgConnection,
     fence: Fence,
@@ -262,9 +264,8 @@ pub async fn answer(
 ) -> Result<Option<Room>, StoreError> {
     let (users, memberships): (Vec<_>, Vec<_>) =
         answer.members.iter().map(|(user, membership)| (user.clone(), membership.clone())).unzip();
-    Ok(sqlx::query_as!(
-        Room,
-        "-- rooms.answer
+    let row = sqlx::query!(
+        r#"-- rooms.answer
         WITH held AS (
             SELECT FROM shards WHERE shard = $8 AND fence = $9 AND owner = $10 FOR SHARE
         ), answered AS (
@@ -293,8 +294,9 @@ pub async fn answer(
             FROM answered, UNNEST($6::TEXT[], $7::TEXT[]) AS told (user_id, membership)
             ON CONFLICT (room_id, user_id) DO UPDATE SET membership = EXCLUDED.membership
         )
-        SELECT encryption, encryption_checked, history_visibility, members_complete, version
-        FROM answered",
+        SELECT encryption, encryption_checked AS "encryption_checked?", history_visibility AS "history_visibility?",
+            members_complete AS "members_complete?", version AS "version?"
+        FROM held LEFT JOIN answered ON TRUE"#,
         room,
         answer.encryption,
         answer.history_visibility,
@@ -307,7 +309,15 @@ pub async fn answer(
         fence.owner,
     )
     .fetch_optional(conn)
-    .await?)
+    .await?
+    .ok_or(StoreError::LeaseLost)?;
+    Ok(row.version.zip(row.history_visibility).map(|(version, history_visibility)| Room {
+        encryption: row.encryption,
+        encryption_checked: row.encryption_checked.unwrap_or_default(),
+        history_visibility,
+        members_complete: row.members_complete.unwrap_or_default(),
+        version,
+    }))
 }
 
 /// Users with one of these memberships, in a stable order.

@@ -341,14 +341,19 @@ impl Entries {
 
 async fn all(
     step: &mut Step<'_>,
-    work: Entries,
+    mut work: Entries,
     events: &undecrypted::Events,
     repairing: bool,
 ) -> Result<Option<DateTime<Utc>>, StepError> {
+    let device = step.bot.device_id.clone();
     if step.bot.state == BotState::Provisioning {
         provision::run(step).await?;
     } else if repairing {
         repair::run(step).await?;
+        if step.bot.device_id != device {
+            // They came for a device that was given up, and are gone from the inbox with it.
+            work.for_machine.clear();
+        }
     }
     debug!(
         for_machine = work.for_machine.len(),

@@ -7,7 +7,7 @@
 //! homeserver tells some of it to nobody else.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -28,6 +28,8 @@ use crate::{
 const NOTE_EVERY: i64 = 64;
 /// A question that another bot asks is waited for this long before it is looked at again.
 const RECHECK: Duration = Duration::from_secs(5);
+/// Of so many questions that have come to their end it is remembered about whom they were.
+const ENDED: usize = 64;
 
 /// Tells the machine of the changes since it last looked; without a query if there were none.
 pub(super) async fn look(step: &mut Step<'_>) -> Result<(), StepError> {
@@ -189,6 +191,17 @@ struct Questions {
     users: HashSet<OwnedUserId>,
     /// How many have come to their end.
     ended: u64,
+    /// About whom the last of these were.
+    lately: VecDeque<Vec<OwnedUserId>>,
+}
+
+impl Questions {
+    /// Whether a question about any of `users` may have come to its end after `as_of`.
+    fn ended_since(&self, as_of: u64, users: &HashSet<&OwnedUserId>) -> bool {
+        let since = usize::try_from(self.ended - as_of).unwrap_or(usize::MAX);
+        since > self.lately.len()
+            || self.lately.iter().rev().take(since).flatten().any(|user| users.contains(user))
+    }
 }
 
 /// Users that the holder asks about; dropped, they are ready, or to be asked about by somebody else.
@@ -207,18 +220,20 @@ impl InFlight {
         self.questions().ended
     }
 
-    /// Those of `users` about whom nobody asks; nothing if a question has come to its end after `as_of`,
-    /// when the rows were read that made the caller want to ask.
+    /// Those of `users` about whom nobody asks; nothing if a question about any of them has come to its
+    /// end after `as_of`, when the rows were read that made the caller want to ask.
     fn claim<'a>(
         &'a self,
         users: impl Iterator<Item = &'a OwnedUserId>,
         as_of: u64,
     ) -> Option<Claim<'a>> {
+        let users: HashSet<&OwnedUserId> = users.collect();
         let mut questions = self.questions();
-        if questions.ended != as_of {
+        if questions.ended_since(as_of, &users) {
             return None;
         }
-        let users = users.filter(|user| questions.users.insert((*user).clone())).cloned().collect();
+        let users = users.into_iter().filter(|user| questions.users.insert((*user).clone()));
+        let users = users.cloned().collect();
         Some(Claim { users, of: self })
     }
 }
@@ -233,7 +248,38 @@ impl Drop for Claim<'_> {
             questions.users.remove(user);
         }
         questions.ended += 1;
+        questions.lately.push_back(std::mem::take(&mut self.users));
+        if questions.lately.len() > ENDED {
+            questions.lately.pop_front();
+        }
         drop(questions);
         self.of.ready.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_end_that_concerns_the_asker_sends_it_back_to_the_rows() {
+        let user = |name: &str| OwnedUserId::try_from(format!("@{name}:x")).expect("a user id");
+        let (alice, bob) = (user("alice"), user("bob"));
+        let in_flight = InFlight::default();
+        let as_of = in_flight.ended();
+        drop(in_flight.claim([&alice].into_iter(), as_of));
+        assert!(in_flight.claim([&alice, &bob].into_iter(), as_of).is_none());
+        let bobs = in_flight.claim([&bob].into_iter(), as_of).expect("nobody asked about Bob");
+        assert_eq!(bobs.users.as_slice(), std::slice::from_ref(&bob));
+        let again = in_flight.claim([&bob].into_iter(), as_of).expect("no question has ended");
+        assert!(again.users.is_empty(), "somebody asks already");
+        drop((again, bobs));
+
+        // What is not remembered any more may have been about anybody.
+        let as_of = in_flight.ended();
+        for _ in 0..=ENDED {
+            drop(in_flight.claim([&alice].into_iter(), in_flight.ended()));
+        }
+        assert!(in_flight.claim([&bob].into_iter(), as_of).is_none());
     }
 }
