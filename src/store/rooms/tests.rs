@@ -1,9 +1,9 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{Answer, answer, load};
 use crate::{
     clock::Clock,
-    store::{StoreError, testing::database},
+    store::{StoreError, retention::sweep_slowly, testing::database},
 };
 
 #[tokio::test]
@@ -27,4 +27,31 @@ async fn an_answer_is_written_unless_there_is_something_newer_or_somebody_else_h
     assert!(room.members_complete && room.encryption_checked && room.encryption.is_none());
     let overtaken = answer(&mut conn, fence, "!room:x", 0, &told, now).await.expect("looks");
     assert!(overtaken.is_none(), "of an older version: {overtaken:?}");
+}
+
+/// Events lock the room before its members: whoever takes these first may wait for them in a circle.
+#[tokio::test]
+async fn no_members_are_swept_out_of_a_room_that_is_being_written() {
+    let database = database().await;
+    let (store, now) = (&database.store, Clock::system().now());
+    database
+        .execute(
+            "INSERT INTO rooms (room_id, members_complete, updated_at)
+                VALUES ('!left', TRUE, NOW() - INTERVAL '40 days');
+            INSERT INTO room_members VALUES ('!left', '@human:x', 'join')",
+        )
+        .await;
+    let members = "SELECT COUNT(*)::TEXT FROM room_members";
+    let sweep = async || {
+        let mut conn = store.connection().await.expect("connects");
+        let swept = tokio::time::timeout(Duration::from_secs(20), sweep_slowly(&mut conn, 9, now));
+        swept.await.expect("it waits for nobody").expect("sweeps");
+    };
+    let mut tx = store.begin().await.expect("begins");
+    sqlx::raw_sql("UPDATE rooms SET version = version + 1").execute(&mut *tx).await.expect("locks");
+    sweep().await;
+    assert_eq!(database.text(members).await, "1");
+    tx.rollback().await.expect("lets go");
+    sweep().await;
+    assert_eq!(database.text(members).await, "0");
 }
