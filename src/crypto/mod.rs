@@ -40,7 +40,7 @@ use crate::store::{
 pub(crate) const DECRYPTION: DecryptionSettings =
     DecryptionSettings { sender_device_trust_requirement: TrustRequirement::Untrusted };
 
-/// About how much memory an `OlmMachine` takes, as measured.
+/// About how much memory an `OlmMachine` takes, as measured, without what it keeps of others.
 const MACHINE_BYTES: usize = 64 * 1024;
 
 /// Why cryptography failed. None of these carries key material or message text.

@@ -4,16 +4,20 @@
 //! writes, the room key, its own identity. As long as the lease holds nobody else writes a bot's rows,
 //! so what was read once is true until this very store changes it. The cache lives and dies with the
 //! machine it serves, is bounded, and is thrown away with it when a write fails.
+//!
+//! What the machine itself keeps of what goes through here is not bounded: an Olm session with every
+//! device that it has written to, and for every room whom its key was given to. That is counted here,
+//! so that whoever keeps machines knows what they take ([`Cache::bytes`]).
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     time::{Duration, SystemTime},
 };
 
 use hashlink::LruCache;
 use matrix_sdk_crypto::{
     DeviceData,
-    olm::{InboundGroupSession, OutboundGroupSession},
+    olm::{InboundGroupSession, OutboundGroupSession, PickledOutboundGroupSession},
 };
 use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, SecondsSinceUnixEpoch, UserId};
 
@@ -31,6 +35,18 @@ const DEVICE_BYTES: usize = 2048;
 const IDENTITY_BYTES: usize = 2048;
 const ROOM_KEY_BYTES: usize = 1024;
 
+// Measured as what the resident memory of a process grew by, divided by 20,000: so many sessions made
+// from one pickle, in a map as the machine's own and under the names that we keep; entries of users with
+// one device and with two; sessions to send with.
+/// An Olm session, with the copy of our device's keys that each has.
+const SESSION_BYTES: usize = 9 * 1024;
+/// A session that the bot sends with, and what else is kept of its room.
+const OUTBOUND_BYTES: usize = 2048;
+/// That such a session was given to a user's devices: a node of a tree, which has room for eleven.
+const GIVEN_BYTES: usize = 1024;
+/// By its length, a message that is yet to give it to a device.
+const TO_GIVE_BYTES: usize = 2048;
+
 /// See the module.
 pub(super) struct Cache {
     devices: LruCache<OwnedUserId, HashMap<OwnedDeviceId, DeviceData>>,
@@ -40,6 +56,8 @@ pub(super) struct Cache {
     inbound: LruCache<(OwnedRoomId, String), InboundGroupSession>,
     outbound: HashMap<OwnedRoomId, Outbound>,
     /// Of which senders the machine has the Olm sessions.
+    senders: HashSet<String>,
+    /// Which Olm sessions it has.
     sessions: HashSet<String>,
     no_requests: bool,
 }
@@ -48,6 +66,24 @@ pub(super) struct Cache {
 struct Outbound {
     session: OutboundGroupSession,
     expires_at: SystemTime,
+    bytes: usize,
+}
+
+/// What a pickle says of the session that it is of.
+pub(super) struct Weighed {
+    created_at: SecondsSinceUnixEpoch,
+    /// About what the session takes, with those whom it was given to, and is yet to be given.
+    bytes: usize,
+}
+
+impl From<&PickledOutboundGroupSession> for Weighed {
+    fn from(pickle: &PickledOutboundGroupSession) -> Self {
+        let requests = || pickle.requests.values().map(|(_, to)| to);
+        let to_give: usize = requests().flat_map(BTreeMap::values).map(BTreeMap::len).sum();
+        let entries = pickle.shared_with_set.len() + requests().map(BTreeMap::len).sum::<usize>();
+        let bytes = OUTBOUND_BYTES + entries * GIVEN_BYTES + to_give * TO_GIVE_BYTES;
+        Self { created_at: pickle.creation_time, bytes }
+    }
 }
 
 impl Default for Cache {
@@ -57,6 +93,7 @@ impl Default for Cache {
             identities: LruCache::new(USERS),
             inbound: LruCache::new(ROOM_KEYS),
             outbound: HashMap::new(),
+            senders: HashSet::new(),
             sessions: HashSet::new(),
             no_requests: false,
         }
@@ -84,14 +121,27 @@ impl Cache {
 
     /// Whether the machine has the Olm sessions with a sender's device.
     pub(super) fn has_sessions(&self, sender_key: &str) -> bool {
-        self.sessions.contains(sender_key)
+        self.senders.contains(sender_key)
     }
 
     /// Notes that it has.
-    pub(super) fn note_sessions(&mut self, sender_key: &str) {
+    pub(super) fn note_sender(&mut self, sender_key: &str) {
         if !self.has_sessions(sender_key) {
-            self.sessions.insert(sender_key.to_owned());
+            self.senders.insert(sender_key.to_owned());
         }
+    }
+
+    /// Notes that it has this session.
+    pub(super) fn note_session(&mut self, session_id: &str) {
+        if !self.sessions.contains(session_id) {
+            self.sessions.insert(session_id.to_owned());
+        }
+    }
+
+    /// Notes that it has no sessions any more, and reads those that it needs again.
+    pub(super) fn forget_sessions(&mut self) {
+        self.senders.clear();
+        self.sessions.clear();
     }
 
     /// Whether a room key is here.
@@ -158,12 +208,19 @@ impl Cache {
     pub(super) fn keep_outbound(
         &mut self,
         session: &OutboundGroupSession,
-        created_at: SecondsSinceUnixEpoch,
+        Weighed { created_at, bytes }: Weighed,
     ) {
         let created_at = SystemTime::UNIX_EPOCH + Duration::from_secs(created_at.get().into());
         let expires_at = created_at + session.settings().rotation_period.max(MIN_PERIOD) - MARGIN;
-        let outbound = Outbound { session: session.clone(), expires_at };
+        let outbound = Outbound { session: session.clone(), expires_at, bytes };
         self.outbound.insert(session.room_id().to_owned(), outbound);
+    }
+
+    /// Notes how much the session takes by now.
+    pub(super) fn weigh_outbound(&mut self, session: &PickledOutboundGroupSession) {
+        if let Some(known) = self.outbound.get_mut(&session.room_id) {
+            known.bytes = Weighed::from(session).bytes;
+        }
     }
 
     /// Whether this very session is here.
@@ -174,7 +231,7 @@ impl Cache {
 
     /// Whether a message can be encrypted for this room without looking at the session first.
     pub(super) fn may_encrypt(&self, room_id: &RoomId, now: SystemTime) -> bool {
-        self.outbound.get(room_id).is_some_and(|Outbound { session, expires_at }| {
+        self.outbound.get(room_id).is_some_and(|Outbound { session, expires_at, .. }| {
             session.shared() && !session.invalidated() && !session.expired() && now < *expires_at
         })
     }
@@ -189,11 +246,13 @@ impl Cache {
         self.no_requests = !any;
     }
 
-    /// About how much memory this takes.
+    /// About how much memory this takes, and what the machine keeps of it.
     pub(super) fn bytes(&self) -> usize {
         let devices: usize = self.devices.iter().map(|(_, devices)| devices.len()).sum();
         devices * DEVICE_BYTES
             + self.identities.len() * IDENTITY_BYTES
             + self.inbound.len() * ROOM_KEY_BYTES
+            + self.sessions.len() * SESSION_BYTES
+            + self.outbound.values().map(|outbound| outbound.bytes).sum::<usize>()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use matrix_sdk_crypto::{olm::Account, store::types::Changes};
+use matrix_sdk_crypto::{DeviceData, olm::Account, store::types::Changes};
 use ruma::UserId;
 
 use super::{
@@ -40,7 +40,18 @@ pub(super) async fn save(store: &PgCryptoStore, changes: Changes) -> Result<()> 
             .collect(),
         ..CryptoRows::default()
     };
+    if is_own_device_among(store, &devices.changed) {
+        // Each session has a copy of it, so the machine gives them up.
+        store.cache().forget_sessions();
+    }
     turn.gather_with(rows, changes.outbound_group_sessions).await
+}
+
+fn is_own_device_among(store: &PgCryptoStore, devices: &[DeviceData]) -> bool {
+    store.get_static_account().is_some_and(|own| {
+        let mut devices = devices.iter();
+        devices.any(|it| it.user_id() == own.user_id && it.device_id() == own.device_id)
+    })
 }
 
 /// The Olm account.

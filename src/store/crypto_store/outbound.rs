@@ -6,7 +6,7 @@ use matrix_sdk_crypto::olm::{OutboundGroupSession, PickledOutboundGroupSession};
 use ruma::{OwnedRoomId, RoomId};
 use sqlx::PgConnection;
 
-use super::{PgCryptoStore, PgCryptoStoreError, Result};
+use super::{PgCryptoStore, PgCryptoStoreError, Result, cache::Weighed};
 use crate::{model::BotId, store::StoreError};
 
 pub(super) const TABLE: &str = "crypto_outbound_group_sessions";
@@ -36,20 +36,20 @@ pub(super) async fn load(
     };
     let Some(sealed) = sealed else { return Ok(None) };
     let pickle: PickledOutboundGroupSession = store.open(TABLE, &[room_id.as_str()], &sealed)?;
-    let created_at = pickle.creation_time;
+    let weighed = Weighed::from(&pickle);
     let account = store.static_account().await?;
     let session =
         OutboundGroupSession::from_pickle(account.device_id, account.identity_keys, pickle)
             .map_err(|_| PgCryptoStoreError::Pickle(TABLE))?;
-    store.cache().keep_outbound(&session, created_at);
+    store.cache().keep_outbound(&session, weighed);
     Ok(Some(session))
 }
 
 /// Remembers a session that the machine sends with.
 pub(super) async fn note(store: &PgCryptoStore, session: &OutboundGroupSession) {
     if !store.cache().knows_outbound(session) {
-        let created_at = session.pickle().await.creation_time;
-        store.cache().keep_outbound(session, created_at);
+        let weighed = Weighed::from(&session.pickle().await);
+        store.cache().keep_outbound(session, weighed);
     }
 }
 
@@ -61,6 +61,7 @@ pub(super) async fn prepare(
     let mut rows = Rows::new();
     for (room_id, session) in sessions {
         let pickle = session.pickle().await;
+        store.cache().weigh_outbound(&pickle);
         let sealed = store.seal(TABLE, &[room_id.as_str()], &pickle)?;
         rows.insert((store.bot, room_id.into()), sealed);
     }

@@ -20,7 +20,7 @@ pub(super) type Hashes = BTreeMap<(BotId, String, String), DateTime<Utc>>;
 /// The sessions with the device whose key is `sender_key`. The machine keeps what it gets, so this is
 /// asked once per device and machine.
 pub(super) async fn load(store: &PgCryptoStore, sender_key: &str) -> Result<Option<Vec<Session>>> {
-    store.cache().note_sessions(sender_key);
+    store.cache().note_sender(sender_key);
     let prefetched = store.prefetched().sessions.remove(sender_key);
     let rows = match prefetched {
         Some(rows) => rows,
@@ -34,6 +34,7 @@ pub(super) async fn load(store: &PgCryptoStore, sender_key: &str) -> Result<Opti
     let keys = devices::load_own(store).await?.as_device_keys().clone();
     rows.into_iter()
         .map(|(session_id, sealed)| {
+            store.cache().note_session(&session_id);
             let pickle = store.open(TABLE, &[sender_key, &session_id], &sealed)?;
             Session::from_pickle(keys.clone(), pickle)
                 .map_err(|_| PgCryptoStoreError::Pickle(TABLE))
@@ -63,6 +64,7 @@ pub(super) async fn prepare(store: &PgCryptoStore, sessions: Vec<Session>) -> Re
     for session in sessions {
         let sender_key = session.sender_key().to_base64();
         let session_id = session.session_id().to_owned();
+        store.cache().note_session(&session_id);
         let sealed = store.seal(TABLE, &[&sender_key, &session_id], &session.pickle().await)?;
         rows.insert((store.bot, sender_key, session_id), (sealed, store.clock.now()));
     }

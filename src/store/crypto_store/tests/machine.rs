@@ -48,14 +48,14 @@ fn raw<T>(value: &serde_json::Value) -> Raw<T> {
     Raw::from_json(to_raw_value(value).expect("JSON"))
 }
 
-/// What the bot uploaded.
-struct Uploaded {
-    device_keys: Raw<DeviceKeys>,
-    one_time_keys: BTreeMap<OwnedOneTimeKeyId, Raw<OneTimeKey>>,
+/// What a new device uploaded.
+pub(super) struct Uploaded {
+    pub(super) device_keys: Raw<DeviceKeys>,
+    pub(super) one_time_keys: BTreeMap<OwnedOneTimeKeyId, Raw<OneTimeKey>>,
 }
 
-/// Plays the homeserver for what the bot uploads.
-async fn upload(machine: &OlmMachine) -> Uploaded {
+/// Plays the homeserver for what it uploads.
+pub(super) async fn upload(machine: &OlmMachine) -> Uploaded {
     for request in machine.outgoing_requests().await.expect("has requests") {
         if let AnyOutgoingRequest::KeysUpload(upload) = request.request() {
             let counts = BTreeMap::from([(OneTimeKeyAlgorithm::SignedCurve25519, uint!(50))]);

@@ -6,6 +6,7 @@ mod damage;
 mod fencing;
 mod isolation;
 mod machine;
+mod memory;
 mod rows;
 mod tracked;
 mod upstream;
