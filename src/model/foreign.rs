@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use serde_json::{Map, Value};
-use vodozemac::megolm::MegolmMessage;
+use vodozemac::{Curve25519PublicKey, megolm::MegolmMessage};
 
 /// The most that any id of Matrix may have, in bytes.
 const ID_BYTES: usize = 255;
@@ -79,6 +79,13 @@ pub fn history_visibility(content: Option<&Value>) -> &'static str {
 fn is_name(text: &str) -> bool {
     let may = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
     is_id(text) && text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(may)
+}
+
+/// Whether this is a device's Curve25519 key: whatever else somebody writes in its place is looked up
+/// nowhere.
+#[must_use]
+pub fn is_device_key(text: &str) -> bool {
+    Curve25519PublicKey::from_base64(text).is_ok()
 }
 
 /// Which message of its Megolm session this ciphertext is. `None` for what no session made.
@@ -155,6 +162,8 @@ mod tests {
     fn ids_are_short_and_words_are_known() {
         assert!(is_id("$event") && is_id(&"x".repeat(255)));
         assert!(!is_id(&"x".repeat(256)) && !is_id("a\0b"));
+        assert!(is_device_key(&Curve25519PublicKey::from([7; 32]).to_base64()));
+        assert!(!is_device_key("text of a stranger"));
         assert_eq!(known_word("m.user", &["m.user"]), "m.user");
         assert_eq!(known_word("text of a stranger", &["m.user"]), "other");
     }

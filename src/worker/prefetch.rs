@@ -15,7 +15,7 @@ use tracing::warn;
 
 use crate::{
     crypto::BotMachine,
-    model::{BotId, BotState},
+    model::{BotId, BotState, foreign},
     store::{
         Store, StoreError,
         briefing::Briefing,
@@ -93,7 +93,8 @@ fn wanted(briefing: &Briefing) -> Wanted {
         if let Work::ToDevice(message) = &entry.work {
             let text = |pointer| message.pointer(pointer).and_then(Value::as_str);
             users.extend(text("/sender").map(ToOwned::to_owned));
-            sender_keys.extend(text("/content/sender_key").map(ToOwned::to_owned));
+            let key = text("/content/sender_key").filter(|key| foreign::is_device_key(key));
+            sender_keys.extend(key.map(ToOwned::to_owned));
         }
     }
     users.extend(briefing.events.values().map(|event| event.sender.clone()));
