@@ -39,7 +39,8 @@ pub struct Received {
     pub verification: Vec<VerificationMessage>,
     /// To-device messages that could not be decrypted.
     pub undecryptable: usize,
-    /// Messages that make no sense inside: JSON that we do not read.
+    /// To-device messages that make no sense: not of the form that their type asks for, or JSON that we do
+    /// not read.
     pub skipped: usize,
 }
 
@@ -79,7 +80,7 @@ impl BotMachine {
         for event in events {
             match event {
                 ProcessedToDeviceEvent::UnableToDecrypt { .. } => received.undecryptable += 1,
-                ProcessedToDeviceEvent::Invalid(_) => {}
+                ProcessedToDeviceEvent::Invalid(_) => received.skipped += 1,
                 ProcessedToDeviceEvent::PlainText(raw)
                 | ProcessedToDeviceEvent::Decrypted { raw, .. } => {
                     let json = foreign::without_nul(raw.json().get().as_bytes());

@@ -52,7 +52,7 @@ pub(super) async fn run(step: &mut Step<'_>, entries: Vec<Entry>) -> Result<(), 
             .increment(received.undecryptable as u64);
     }
     if received.skipped > 0 {
-        warn!(count = received.skipped, "skipped to-device messages that make no sense inside");
+        warn!(count = received.skipped, "skipped to-device messages that make no sense");
         metrics::counter!("greenshield_to_device_skipped_total").increment(received.skipped as u64);
     }
     for message in &received.verification {
