@@ -1,7 +1,7 @@
 //! Never in the clear by mistake.
 
 use anyhow::{Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::scene::{PATIENCE, Scene};
 use crate::support::{fake_homeserver::Fault, poll};
@@ -107,5 +107,39 @@ async fn what_was_prepared_in_the_clear_stays_here_once_the_room_is_encrypted() 
     ensure!(attempts == "1", "it was prepared before the news, and again: {attempts}");
     let said = scene.fake.said_by(&bot.user_id, &room);
     ensure!(said.len() == 2 && said[1]["type"] == "m.room.encrypted", "{said:?}");
+    Ok(())
+}
+
+/// Other clients read no more of the event than its algorithm.
+#[tokio::test(flavor = "multi_thread")]
+async fn encryption_holds_whatever_else_its_event_says() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let deep = (0..300).fold(Value::Null, |inner, _| json!([inner]));
+    for content in [
+        json!({ "algorithm": "m.megolm.v1.aes-sha2", "deep": deep }),
+        json!({ "algorithm": "m.megolm.v1.aes-sha2", "rotation_period_ms": "A text" }),
+        json!({ "algorithm": ["m.megolm.v1.aes-sha2"] }),
+        json!("m.megolm.v1.aes-sha2"),
+    ] {
+        let room = scene.fake.room(&alice.user_id, false, &[&bot.user_id]);
+        let clear = json!({ "msgtype": "m.text", "body": "!ping" });
+        let outcome = async || {
+            let say = |kind, content| scene.fake.say(&room, &alice.user_id, kind, None, content);
+            let asked = say("m.room.message", clear.clone());
+            let sql = "SELECT state || COALESCE(' ' || session_id, '') FROM outbox
+                WHERE txn_id = 'respond-' || $1 AND state <> 'queued'";
+            scene.wait_text("an outcome", sql, &asked).await
+        };
+        ensure!(outcome().await? == "sent", "this room is not encrypted");
+        scene.fake.say(&room, &alice.user_id, "m.room.encryption", Some(""), content.clone());
+        let outcome = outcome().await?;
+        let understood = content["algorithm"].is_string();
+        ensure!(
+            if understood { outcome.starts_with("sent ") } else { outcome == "failed" },
+            "{outcome}, for {content}"
+        );
+        let said = scene.fake.said_by(&bot.user_id, &room);
+        ensure!(said[1..].iter().all(|event| event["type"] == "m.room.encrypted"), "{said:?}");
+    }
     Ok(())
 }
