@@ -205,7 +205,7 @@ async fn poison_inside_the_encryption_stops_nobody() -> Result<()> {
     let all = parsed.iter().flat_map(|content| TYPES.iter().map(move |kind| (*kind, content)));
     let mut messages = 0;
     for (kind, content) in all.chain(special.iter().map(|(kind, content)| (*kind, content))) {
-        alice.send_inside_olm(&bot.user_id, &bot.device_id, kind, content).await?;
+        alice.send_in_olm(&bot.user_id, &bot.device_id, kind, content).await?;
         messages += 1;
     }
     for content in contents {
@@ -272,7 +272,8 @@ async fn poison_in_an_answer_of_the_homeserver_keeps_nothing_else_back() -> Resu
 }
 
 /// The most that a transaction may have by default.
-const LIMIT: usize = 52_428_800;
+const LIMIT: usize = 50 * 1024 * 1024;
+const LIMIT_MIB: f64 = 50.0;
 /// What is taken in takes several times its size for a moment: as it came, copied without what no database
 /// keeps, parsed, sealed, as a statement's parameters, and, when its bots read it, all that once more.
 const TIMES: f64 = 10.0;
@@ -304,7 +305,7 @@ async fn megabytes_are_taken_or_refused_in_bounded_memory() -> Result<()> {
     ));
     forget_peak(&mut scene.greenshield)?;
     let before = peak_memory(&mut scene.greenshield)?;
-    let most = TIMES * LIMIT as f64 / f64::from(1 << 20);
+    let most = TIMES * LIMIT_MIB;
     for (n, (what, body)) in bodies.into_iter().enumerate() {
         ensure!((LIMIT - 100_000..=LIMIT).contains(&body.len()), "{what}: {} bytes", body.len());
         let (status, answer) = scene.fake.raw_transaction(&format!("mb{n}"), body, None).await?;

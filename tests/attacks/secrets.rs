@@ -1,5 +1,7 @@
 //! A secret in all the forms in which it may lie somewhere.
 
+use std::{collections::HashMap, slice};
+
 use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
@@ -47,21 +49,34 @@ impl Secret {
 
     /// Whether it lies in there.
     pub fn is_in(&self, haystack: &[u8]) -> bool {
-        self.forms.iter().any(|form| contains(haystack, form))
+        !found(slice::from_ref(self), haystack).is_empty()
     }
 }
 
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    let Some(first) = needle.first() else { return false };
-    let mut at = 0;
-    while let Some(next) = haystack[at..].iter().position(|byte| byte == first) {
-        at += next;
-        if haystack[at..].starts_with(needle) {
-            return true;
+/// With so many bytes every form begins.
+const HEAD: usize = 8;
+
+/// What of these lies in there: one pass, however many they are.
+pub fn found<'a>(secrets: &'a [Secret], haystack: &[u8]) -> Vec<&'a str> {
+    let mut begins = vec![false; 1 << 16];
+    let pair = |bytes: &[u8]| usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
+    let mut by_head: HashMap<&[u8], Vec<(usize, &[u8])>> = HashMap::new();
+    for (n, secret) in secrets.iter().enumerate() {
+        for form in &secret.forms {
+            begins[pair(form)] = true;
+            by_head.entry(&form[..HEAD]).or_default().push((n, form));
         }
-        at += 1;
     }
-    false
+    let mut there = vec![false; secrets.len()];
+    for (at, window) in haystack.windows(HEAD).enumerate() {
+        if begins[pair(window)] {
+            for (n, form) in by_head.get(window).into_iter().flatten() {
+                there[*n] |= haystack[at..].starts_with(form);
+            }
+        }
+    }
+    let there = secrets.iter().zip(there).filter(|(_, there)| *there);
+    there.map(|(secret, _)| secret.what.as_str()).collect()
 }
 
 /// The long lists of bytes in a pickle, with their paths; what is public is left out.
@@ -83,10 +98,12 @@ fn collect(path: &str, value: &Value, found: &mut Vec<Secret>) {
         }
         Value::Array(items) => items.iter().for_each(|item| collect(path, item, found)),
         Value::Object(map) => {
-            // What a key is verified with is public.
+            // What a key is verified with is public, and so is what goes before each Olm message.
             let public = |key: &str| {
                 key.contains("public")
-                    || path.ends_with("group_session.pickle") && key == "signing_key"
+                    || path == "inbound_group_session.pickle" && key == "signing_key"
+                    || matches!(key, "sender_key" | "session_keys" | "parent_ratchet_key")
+                    || key == "ratchet_key" && !path.ends_with("active_ratchet")
             };
             for (key, value) in map.iter().filter(|(key, _)| !public(key)) {
                 collect(&format!("{path}.{key}"), value, found);
@@ -110,6 +127,9 @@ fn a_secret_is_found_in_every_form() {
     assert!(secret.is_in(hex.as_bytes()));
     assert!(secret.is_in(format!("{:?}", plain.as_bytes()).as_bytes()));
     assert!(!secret.is_in(b"canary-012345678"));
+    let others =
+        [Secret::text("one", "canary-9876543210"), Secret::text("two", "canary-0123456789")];
+    assert_eq!(found(&others, plain.as_bytes()), ["two"]);
     let key: Vec<u8> = (0..32).collect();
     let pickle = serde_json::json!({ "keys": { "private": key, "public_key": key } });
     assert_eq!(in_pickle("account", &pickle).len(), 1);

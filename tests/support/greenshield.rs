@@ -173,14 +173,16 @@ impl Greenshield {
         format!("http://{}", self.appservice)
     }
 
+    /// Runs a subcommand with our config, however it ends.
+    pub fn output(&self, arguments: &[&str]) -> Result<std::process::Output> {
+        let mut program = Command::new(installed::greenshield()?);
+        program.args(arguments).arg("--config").arg(&self.config);
+        Ok(program.current_dir(self.dir.path()).output()?)
+    }
+
     /// Runs a subcommand with our config, and returns what it printed.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new(installed::greenshield()?)
-            .args(arguments)
-            .arg("--config")
-            .arg(&self.config)
-            .current_dir(self.dir.path())
-            .output()?;
+        let output = self.output(arguments)?;
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         let complained = String::from_utf8_lossy(&output.stderr);
         ensure!(

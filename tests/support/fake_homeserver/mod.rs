@@ -6,6 +6,7 @@
 //! only greenshield's calls; the people here ([`Person`]) are always served well.
 
 mod call;
+mod crafted;
 mod keys;
 mod person;
 mod push;

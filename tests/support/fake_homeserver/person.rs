@@ -45,7 +45,7 @@ pub struct Person {
     pub(super) machine: OlmMachine,
     pub(super) actor: Actor,
     pub(super) homeserver: Homeserver,
-    fake: FakeHomeserver,
+    pub(super) fake: FakeHomeserver,
 }
 
 impl Person {
@@ -296,24 +296,6 @@ impl Person {
     /// Begins another Megolm session with the next message.
     pub async fn forget_key(&self, room: &str) -> Result<()> {
         self.machine.discard_room_key(<&RoomId>::try_from(room)?).await?;
-        Ok(())
-    }
-
-    /// Sends something inside Olm to a device that was given a room key before.
-    pub async fn send_inside_olm(
-        &self,
-        user: &str,
-        device: &str,
-        kind: &str,
-        content: &Value,
-    ) -> Result<()> {
-        let (owner, id) = (UserId::parse(user)?, device.into());
-        let to = self.machine.get_device(&owner, id, None).await?.context("the device is known")?;
-        let content = to.encrypt_event_raw(kind, content, CollectStrategy::AllDevices).await?;
-        let content: Value = serde_json::from_str(content.json().get())?;
-        let event =
-            json!({ "type": "m.room.encrypted", "sender": self.user_id, "content": content });
-        self.fake.send_to_device(user, device, &event);
         Ok(())
     }
 
