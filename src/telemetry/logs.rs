@@ -96,7 +96,7 @@ mod tests {
             let span = info_span!(target: "library::module", "x", algorithm = "canary");
             let _entered = span.enter();
             debug!(target: "library::module", "canary");
-            error!(target: "matrix_sdk_crypto::machine", "canary");
+            error!(target: "matrix_sdk_any::machine", "canary");
             error!(target: "ruma_common", "canary");
             error!(target: "vodozemac", "canary");
             info!(target: "library::module", "said");
