@@ -43,7 +43,7 @@ async fn give(step: &mut Step<'_>, machine: &BotMachine) -> Result<(), StepError
         return Err(StepError::fail("M_UNKNOWN", "the bot has no identity"));
     };
     // The machine takes the private identity only if it has seen the public one.
-    let (id, _) = machine.query_keys(&[step.bot.user_id.clone()]);
+    let (id, _) = machine.query_keys(std::slice::from_ref(&step.bot.user_id));
     let answer = guard::ask(step).await?;
     machine.mark_sent(&id, &answer).await?;
     machine.restore_identity(&secrets).await?;
