@@ -6,7 +6,7 @@ use matrix_sdk_crypto::store::CryptoStore as _;
 use sqlx::AssertSqlSafe;
 
 use super::{super::PgCryptoStore, world::World};
-use crate::{model::BotId, store::testing::database};
+use crate::store::testing::database;
 
 /// Each table with its sealed column, how many columns of its key are in the seal, and whether what is
 /// inside has a shape.
@@ -53,39 +53,30 @@ async fn what_does_not_open_is_dropped_from_every_table_and_the_rest_stays() {
     assert_eq!(named, tables, "one of everything");
     assert_eq!(other.drop_damaged().await.expect("looks"), 0, "all of it opens");
 
-    for (n, (table, column, keys, has_shape)) in TABLES.into_iter().enumerate() {
-        for opens in [false, true] {
-            let (bot, store) = store(&format!("@bot_{n}_{opens}:x")).await;
-            let rows = store.sealed_rows().await.expect("reads");
-            let rows: Vec<_> = rows.into_iter().filter(|row| row.kept_in == table).collect();
-            for row in &rows {
-                let key = &[&*row.first, &*row.second][..keys];
-                let damaged = if opens {
-                    store.seal_bytes(table, key, b"something else").expect("seals")
-                } else {
-                    vec![0]
-                };
-                let BotId(bot) = bot;
-                sqlx::query(AssertSqlSafe(format!(
-                    "UPDATE {table} SET {column} = $1 WHERE {column} = $2 AND bot_id = {bot}"
-                )))
-                .bind(damaged)
-                .bind(&row.sealed)
-                .execute(database.pool())
-                .await
-                .expect("damages");
-            }
-            let gone = if opens && !has_shape { 0 } else { rows.len() };
-            let dropped = store.drop_damaged().await.expect("drops");
-            assert_eq!(dropped, gone, "{table}, opens: {opens}");
-            let mut left = whole.clone();
-            if gone > 0 {
-                left.remove(table);
-            }
-            assert_eq!(counts(&store).await, left, "{table}, opens: {opens}");
-            assert_eq!(store.drop_damaged().await.expect("looks"), 0, "{table}, opens: {opens}");
-            assert!(store.load_account().await.expect("reads").is_some());
+    let rounds = TABLES.into_iter().flat_map(|table| [(table, false), (table, true)]);
+    for ((table, column, keys, has_shape), opens) in rounds {
+        let (bot, store) = store(&format!("@{table}_{opens}:x")).await;
+        let rows = store.sealed_rows().await.expect("reads");
+        let rows: Vec<_> = rows.into_iter().filter(|row| row.kept_in == table).collect();
+        for row in &rows {
+            let key = &[&*row.first, &*row.second][..keys];
+            let sealed = store.seal_bytes(table, key, b"something else").expect("seals");
+            let damaged = if opens { sealed } else { vec![0] };
+            let sql =
+                format!("UPDATE {table} SET {column} = $1 WHERE {column} = $2 AND bot_id = {bot}");
+            let damage = sqlx::query(AssertSqlSafe(sql)).bind(damaged).bind(&row.sealed);
+            damage.execute(database.pool()).await.expect("damages");
         }
+        let gone = if opens && !has_shape { 0 } else { rows.len() };
+        let dropped = store.drop_damaged().await.expect("drops");
+        assert_eq!(dropped, gone, "{table}, opens: {opens}");
+        let mut left = whole.clone();
+        if gone > 0 {
+            left.remove(table);
+        }
+        assert_eq!(counts(&store).await, left, "{table}, opens: {opens}");
+        assert_eq!(store.drop_damaged().await.expect("looks"), 0, "{table}, opens: {opens}");
+        assert!(store.load_account().await.expect("reads").is_some());
     }
     assert_eq!(counts(&other).await, whole, "another bot's rows");
 }
