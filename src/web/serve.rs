@@ -218,6 +218,15 @@ mod tests {
         assert!(answer.ends_with("here"), "{answer}");
     }
 
+    /// Reads a little all the time, as long as there is anything.
+    async fn sips(stream: &mut TcpStream) {
+        let (mut sip, mut every) = ([0; 64], tokio::time::interval(BOUNDS.taken / 20));
+        while stream.read(&mut sip).await.is_ok_and(|read| read > 0) {
+            every.tick().await;
+        }
+        std::future::pending::<()>().await;
+    }
+
     /// Some read nothing at all, some a little all the time.
     #[tokio::test]
     async fn who_does_not_read_is_let_go_and_makes_room() {
@@ -234,19 +243,13 @@ mod tests {
                 deaf.push(stream);
             }
             let mut slow = deaf.pop().expect("one of them");
-            let sips = async {
-                let (mut sip, mut every) = ([0; 64], tokio::time::interval(BOUNDS.taken / 20));
-                while slow.read(&mut sip).await.is_ok_and(|read| read > 0) {
-                    every.tick().await;
-                }
-            };
             tokio::select! {
                 answer = async {
                     // The one's place, and then the other's: both are gone.
                     let _first = say(addr, "GET / HTTP/1.1\r\nX-A: ").await;
                     ask(addr, "GET / HTTP/1.0\r\n\r\n").await
                 } => answer,
-                () = async { sips.await; std::future::pending().await } => unreachable!(),
+                () = sips(&mut slow) => unreachable!(),
             }
         })
         .await;
