@@ -97,7 +97,7 @@ async fn route_to_device(
             ),
         }
     }
-    let addressed = verifications::heeded(conn, addressed).await?;
+    let addressed = verifications::heeded(conn, addressed, now).await?;
     let digests: Vec<_> =
         addressed.iter().map(|(bot, json)| (*bot, to_device::digest(json))).collect();
     let mut fresh = to_device::record(conn, &digests, now).await?.into_iter().peekable();

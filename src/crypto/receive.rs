@@ -7,16 +7,22 @@
 //! means "no news", so "the transaction did not say" is an empty map, and a drained pool is an explicit
 //! zero. From 0.19 on a missing count means zero: then this must call `receive_sync_changes_msc4186`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use matrix_sdk_common::deserialized_responses::ProcessedToDeviceEvent;
-use matrix_sdk_crypto::EncryptionSyncChanges;
+use matrix_sdk_crypto::{
+    EncryptionSyncChanges,
+    types::requests::{AnyOutgoingRequest, ToDeviceRequest},
+};
 use ruma::{
-    OneTimeKeyAlgorithm, OwnedUserId, UInt, api::client::sync::sync_events::DeviceLists, serde::Raw,
+    OneTimeKeyAlgorithm, OwnedUserId, UInt,
+    api::client::{sync::sync_events::DeviceLists, to_device::send_event_to_device},
+    events::key::verification::cancel::CancelCode,
+    serde::Raw,
 };
 use serde_json::Value;
 
-use super::{BotMachine, CryptoError, DECRYPTION, VerificationMessage};
+use super::{BotMachine, CryptoError, DECRYPTION, VerificationMessage, verification::PREFIX};
 use crate::{model::foreign, store::inbox::KeyCounts};
 
 /// Everything that came for a bot, in one piece.
@@ -95,6 +101,40 @@ impl BotMachine {
             }
         }
         Ok(received)
+    }
+
+    /// Ends these flows without a word: what the machine wants to say in them is not said.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails.
+    pub async fn silence(&self, flows: &HashSet<(OwnedUserId, String)>) -> Result<(), CryptoError> {
+        for (user, flow_id) in flows {
+            if let Some(flow) = self.flow(user, flow_id) {
+                // The message that it makes is left unsent.
+                flow.cancel(CancelCode::User)?;
+            }
+        }
+        let belongs = |messages: &ToDeviceRequest| {
+            messages.messages.iter().any(|(user, devices)| {
+                devices.values().any(|content| {
+                    let content: Value =
+                        serde_json::from_str(content.json().get()).unwrap_or_default();
+                    let flow_id = content.get("transaction_id").and_then(Value::as_str);
+                    flow_id.is_some_and(|id| flows.contains(&(user.clone(), id.to_owned())))
+                })
+            })
+        };
+        for request in self.outgoing().await? {
+            if let AnyOutgoingRequest::ToDeviceRequest(messages) = request.request()
+                && messages.event_type.to_string().starts_with(PREFIX)
+                && belongs(messages)
+            {
+                let answer = send_event_to_device::v3::Response::new();
+                self.mark_sent(request.request_id(), &answer).await?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -42,7 +42,7 @@ pub struct VerificationMessage {
     pub from_device: Option<String>,
 }
 
-const PREFIX: &str = "m.key.verification.";
+pub(super) const PREFIX: &str = "m.key.verification.";
 const REQUEST: &str = "m.key.verification.request";
 
 impl VerificationMessage {

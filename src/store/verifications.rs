@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Duration, Utc};
 use ruma::{OwnedRoomId, OwnedUserId};
 use serde_json::Value;
 use sqlx::PgConnection;
@@ -49,46 +49,61 @@ pub struct Progress {
     pub cancel_reason: Option<String>,
 }
 
-/// The most verifications that a bot has under way: each lasts ten minutes at most, and lies in memory.
+/// The most verifications that a bot has under way in one room, and the most over to-device messages:
+/// each lasts ten minutes at most, and lies in memory. Counted by rooms, so that who fills one with
+/// people of theirs is in nobody's way in another.
 const MOST_OPEN: i64 = 32;
-/// The most that one human begins at once: each ends the one before it.
-const MOST_BEGUN: i64 = 2;
+/// The most in all rooms together.
+const MOST_OPEN_IN_ALL: i64 = 512;
+/// The most that one human begins in [`RECENT`] without bringing one to its end.
+const MOST_RECENT: i64 = 32;
+const RECENT: Duration = Duration::minutes(10);
 /// The most messages of verifications that are taken of one human at once, the newest: one has six.
 const MOST_AT_ONCE: i64 = 16;
 
-/// Leaves out to-device messages of verifications that a bot does not heed: of strangers, with whom it
-/// shares no room, and of more than it can have to do with at a time. Whoever is left out can ask again.
+/// A message of a verification that came for a bot.
+#[derive(Clone, Debug)]
+pub struct Asked<'a> {
+    /// For whom.
+    pub bot: BotId,
+    /// From whom.
+    pub sender: &'a str,
+    /// In which room; `None` over to-device.
+    pub room: Option<&'a str>,
+    /// Whether it begins a verification.
+    pub begins: bool,
+}
+
+/// Which of these messages, told by their place, a bot heeds: not those of strangers, with whom it shares no
+/// room, and not more than it can have to do with at a time. Of one human who begins several at once the
+/// newest counts, of many humans the first. Whoever is left out can ask again.
 ///
-/// Where a bot's rooms are not all known yet, nobody counts as a stranger.
+/// Where a bot's rooms are not all known yet, nobody counts as a stranger; who speaks in a room is none.
 ///
 /// # Errors
 ///
 /// The database's own.
-pub async fn heeded(
+pub async fn which(
     conn: &mut PgConnection,
-    messages: Vec<(BotId, Value)>,
-) -> Result<Vec<(BotId, Value)>, StoreError> {
-    let mut asked = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (position, (bot, event)) in messages.iter().enumerate() {
-        let text = |key: &str| event.get(key).and_then(Value::as_str).unwrap_or_default();
-        if let Some(kind) = text("type").strip_prefix("m.key.verification.") {
-            asked.0.push(i64::try_from(position).unwrap_or(i64::MAX));
-            asked.1.push(bot.0);
-            asked.2.push(text("sender").to_owned());
-            asked.3.push(matches!(kind, "request" | "start"));
-        }
+    asked: &[Asked<'_>],
+    now: DateTime<Utc>,
+) -> Result<HashSet<usize>, StoreError> {
+    if asked.is_empty() {
+        return Ok(HashSet::new());
     }
-    if asked.0.is_empty() {
-        return Ok(messages);
-    }
+    let bots: Vec<i64> = asked.iter().map(|asked| asked.bot.0).collect();
+    let senders: Vec<String> = asked.iter().map(|asked| asked.sender.to_owned()).collect();
+    let rooms: Vec<Option<String>> =
+        asked.iter().map(|asked| asked.room.map(ToOwned::to_owned)).collect();
+    let begins: Vec<bool> = asked.iter().map(|asked| asked.begins).collect();
     let heeded = sqlx::query_scalar!(
-        r#"-- verifications.heeded
+        r#"-- verifications.which
         WITH known AS (
-            SELECT position, asked.bot_id, sender, begins
-            FROM UNNEST($1::BIGINT[], $2::BIGINT[], $3::TEXT[], $4::BOOLEAN[])
-                AS asked (position, bot_id, sender, begins)
+            SELECT position, asked.bot_id, sender, asked.room_id, begins
+            FROM UNNEST($1::BIGINT[], $2::TEXT[], $3::TEXT[], $4::BOOLEAN[])
+                WITH ORDINALITY AS asked (bot_id, sender, room_id, begins, position)
             JOIN bots b USING (bot_id)
-            WHERE EXISTS (
+            WHERE asked.room_id IS NOT NULL OR EXISTS (
                 SELECT FROM room_members mine
                 JOIN rooms r USING (room_id)
                 LEFT JOIN room_members theirs
@@ -98,34 +113,62 @@ pub async fn heeded(
                     AND (theirs.user_id IS NOT NULL OR NOT r.members_complete)
             )
         ), counted AS (
-            SELECT position, bot_id, sender, begins,
-                ROW_NUMBER() OVER newest AS number,
+            SELECT *, ROW_NUMBER() OVER newest AS number,
                 COUNT(*) FILTER (WHERE begins) OVER newest AS begun
             FROM known
             WINDOW newest AS (PARTITION BY bot_id, sender ORDER BY position DESC)
+        ), few AS (
+            SELECT * FROM counted c
+            WHERE number <= $5
+                AND (
+                    NOT begins
+                    -- Of two at once the machine cancels both.
+                    OR begun = 1 AND (
+                        SELECT COUNT(*) FROM verifications v
+                        WHERE v.bot_id = c.bot_id AND v.other_user_id = c.sender
+                            AND v.created_at > $8
+                            AND NOT EXISTS (
+                                SELECT FROM verifications d
+                                WHERE d.bot_id = v.bot_id AND d.other_user_id = v.other_user_id
+                                    AND d.created_at > $8 AND d.state = 'done'
+                                    AND d.verification_id >= v.verification_id
+                            )
+                    ) < $9
+                )
+        ), placed AS (
+            SELECT *,
+                COUNT(*) FILTER (WHERE begins)
+                    OVER (PARTITION BY bot_id, room_id ORDER BY position) AS here,
+                COUNT(*) FILTER (WHERE begins)
+                    OVER (PARTITION BY bot_id ORDER BY position) AS anywhere
+            FROM few
         )
         SELECT position AS "position!"
-        FROM counted
-        WHERE number <= $5
-            AND (
-                NOT begins
-                OR begun <= $6 AND (
-                    SELECT COUNT(*) FROM verifications v
-                    WHERE v.bot_id = counted.bot_id AND v.finished_at IS NULL
-                        AND v.other_user_id <> counted.sender
-                ) < $7
-            )"#,
-        &asked.0,
-        &asked.1,
-        &asked.2,
-        &asked.3,
+        FROM placed p
+        WHERE NOT begins
+            OR here + (
+                SELECT COUNT(*) FROM verifications v
+                WHERE v.bot_id = p.bot_id AND v.finished_at IS NULL
+                    AND v.other_user_id <> p.sender AND v.room_id IS NOT DISTINCT FROM p.room_id
+            ) <= $6
+            AND anywhere + (
+                SELECT COUNT(*) FROM verifications v
+                WHERE v.bot_id = p.bot_id AND v.finished_at IS NULL
+                    AND v.other_user_id <> p.sender
+            ) <= $7"#,
+        &bots,
+        &senders,
+        &rooms as &[Option<String>],
+        &begins,
         MOST_AT_ONCE,
-        MOST_BEGUN,
         MOST_OPEN,
+        MOST_OPEN_IN_ALL,
+        now - RECENT,
+        MOST_RECENT,
     )
     .fetch_all(conn)
     .await?;
-    let dropped = asked.0.len() - heeded.len();
+    let dropped = asked.len() - heeded.len();
     if dropped > 0 {
         tracing::info!(
             dropped,
@@ -134,9 +177,34 @@ pub async fn heeded(
         metrics::counter!("greenshield_verification_messages_dropped_total")
             .increment(dropped as u64);
     }
-    let gone: HashSet<i64> = asked.0.into_iter().filter(|at| !heeded.contains(at)).collect();
-    let kept = messages.into_iter().zip(0_i64..).filter(|(_, at)| !gone.contains(at));
-    Ok(kept.map(|(message, _)| message).collect())
+    Ok(heeded.into_iter().filter_map(|position| usize::try_from(position - 1).ok()).collect())
+}
+
+/// Leaves out to-device messages of verifications that a bot does not heed: see [`which`].
+///
+/// # Errors
+///
+/// The database's own.
+pub async fn heeded(
+    conn: &mut PgConnection,
+    messages: Vec<(BotId, Value)>,
+    now: DateTime<Utc>,
+) -> Result<Vec<(BotId, Value)>, StoreError> {
+    let mut asked = Vec::new();
+    let mut positions = Vec::new();
+    for (position, (bot, event)) in messages.iter().enumerate() {
+        let text = |key: &str| event.get(key).and_then(Value::as_str).unwrap_or_default();
+        if let Some(kind) = text("type").strip_prefix("m.key.verification.") {
+            let begins = matches!(kind, "request" | "start");
+            asked.push(Asked { bot: *bot, sender: text("sender"), room: None, begins });
+            positions.push(position);
+        }
+    }
+    let heeded = which(conn, &asked, now).await?;
+    let gone = positions.into_iter().enumerate().filter(|(index, _)| !heeded.contains(index));
+    let gone: HashSet<usize> = gone.map(|(_, position)| position).collect();
+    let kept = messages.into_iter().enumerate().filter(|(position, _)| !gone.contains(position));
+    Ok(kept.map(|(_, message)| message).collect())
 }
 
 /// Notes a verification the first time it is heard of.
@@ -291,3 +359,6 @@ pub async fn any_open(conn: &mut PgConnection, bot: BotId) -> Result<bool, Store
     .fetch_one(conn)
     .await?)
 }
+
+#[cfg(test)]
+mod tests;

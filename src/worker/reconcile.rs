@@ -167,7 +167,7 @@ async fn take_in(step: &mut Step<'_>, events: Vec<serde_json::Value>) -> Result<
     };
     let events = events.into_iter().filter(from_somebody).map(|event| (bot, event)).collect();
     let mut tx = step.begin().await?;
-    let events = verifications::heeded(&mut tx, events).await?;
+    let events = verifications::heeded(&mut tx, events, now).await?;
     let digests: Vec<_> =
         events.iter().map(|(bot, event)| (*bot, to_device::digest(event))).collect();
     let fresh = to_device::record(&mut tx, &digests, now).await?;

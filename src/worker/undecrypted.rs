@@ -5,7 +5,8 @@
 //! key is missing keeps its place in the inbox: it is tried again when its key comes, when another bot
 //! decrypts it, and now and then; and a missing key makes the bot ask for to-device messages that got
 //! lost. A message that comes again under another event id is a replay, and is not read again. A
-//! command is answered in the commit that logs it.
+//! command is answered in the commit that logs it. Messages of verifications come last, together: how many
+//! they are decides which are heeded.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,7 +21,7 @@ use tracing::{debug, info};
 use super::{StepError, backoff, bot_worker::Step, verify};
 use crate::{
     crypto::{Undecryptable, VerificationMessage},
-    model::{Decryption, EventSeq, Heard},
+    model::{Decryption, EventSeq, Heard as ToAnswer},
     store::{
         Connection,
         events::{ClearRow, LogRow, StoredEvent},
@@ -46,10 +47,14 @@ pub(super) async fn run(
     events: &Events,
 ) -> Result<(), StepError> {
     let mut heard = Messages::new();
+    let mut verifying = Vec::new();
     for entry in entries {
         let Work::RoomEvent(seq) = entry.work else { continue };
         match events.get(&seq) {
-            Some(event) if !entry.logged => read(step, &entry, event, &mut heard).await?,
+            Some(event) if !entry.logged => {
+                let message = read(step, &entry, event, &mut heard).await?;
+                verifying.extend(message.map(|message| (entry, Arc::clone(event), message)));
+            }
             // Logged before: nothing is left to do for it.
             Some(_) => step.rows.done.push(entry.id),
             // Its row is gone or damaged: nothing can be done for it.
@@ -58,6 +63,37 @@ pub(super) async fn run(
                 step.rows.done.push(entry.id);
             }
         }
+    }
+    verifications(step, verifying).await
+}
+
+/// A message of a verification, how it reads and whether it was decrypted just now.
+struct Heard {
+    message: VerificationMessage,
+    json: Value,
+    how: Decryption,
+    fresh: bool,
+}
+
+/// Feeds those that are heeded; each is logged after that, heeded or not.
+async fn verifications(
+    step: &mut Step<'_>,
+    messages: Vec<(Entry, Arc<StoredEvent>, Heard)>,
+) -> Result<(), StepError> {
+    let asking = messages.iter().map(|(_, _, heard)| &heard.message);
+    let asking: Vec<_> = asking.filter(|message| verify::asks(step, message)).cloned().collect();
+    let heeded = verify::heeded(step, &asking).await?;
+    let mut number = 0;
+    for (entry, event, Heard { message, json, how, fresh }) in messages {
+        let mut is_heeded = true;
+        if verify::asks(step, &message) {
+            is_heeded = heeded.contains(&number);
+            number += 1;
+        }
+        if is_heeded {
+            verify::heard_in_room(step, &message, &json).await?;
+        }
+        seen(step, &entry, &event, &json, how, fresh)?;
     }
     Ok(())
 }
@@ -81,34 +117,45 @@ async fn read(
     entry: &Entry,
     event: &StoredEvent,
     heard: &mut Messages,
-) -> Result<(), StepError> {
+) -> Result<Option<Heard>, StepError> {
     let patience = if step.is_ours(&event.sender) { GIVE_UP_OURS_AFTER } else { GIVE_UP_AFTER };
     match reading(step, entry, event, heard).await? {
         Reading::Clear { json, how, fresh } => {
             heard.extend(message_of(event));
             // A verification must have been fed before the event counts as seen.
             if let Some(message) = VerificationMessage::from_room_event(&json) {
-                verify::heard_in_room(step, &message, &json).await?;
+                return Ok(Some(Heard { message, json, how, fresh }));
             }
-            if fresh {
-                let (sealer, now) = (step.context.store.sealer(), step.now());
-                let row = ClearRow::new(sealer, &json, step.bot.id, now)?;
-                step.rows.clear.insert(event.seq, row);
-            }
-            log(step, entry, event, how);
-            answer(step, event, &json)
+            seen(step, entry, event, &json, how, fresh)?;
+            answer(step, event, &json)?;
         }
         Reading::Not(why) if why.may_come() && step.now() - entry.received_at < patience => {
             park(step, entry, event, &why);
-            Ok(())
         }
         Reading::Not(why) => {
             info!(event_id = event.event_id, reason = why.reason(), "giving an event up");
             metrics::counter!("greenshield_events_given_up_total").increment(1);
             log(step, entry, event, Decryption::Failed);
-            Ok(())
         }
     }
+    Ok(None)
+}
+
+/// The event counts as seen, and what it says inside is kept if it was decrypted just now.
+fn seen(
+    step: &mut Step<'_>,
+    entry: &Entry,
+    event: &StoredEvent,
+    json: &Value,
+    how: Decryption,
+    fresh: bool,
+) -> Result<(), StepError> {
+    if fresh {
+        let (sealer, now) = (step.context.store.sealer(), step.now());
+        step.rows.clear.insert(event.seq, ClearRow::new(sealer, json, step.bot.id, now)?);
+    }
+    log(step, entry, event, how);
+    Ok(())
 }
 
 async fn reading(
@@ -188,7 +235,7 @@ fn answer(step: &mut Step<'_>, event: &StoredEvent, json: &Value) -> Result<(), 
     if step.is_ours(&event.sender) || !is_text(json) {
         return Ok(());
     }
-    let content = respond(&Heard {
+    let content = respond(&ToAnswer {
         user_id: &step.bot.user_id,
         device_id: &step.bot.device_id,
         display_name: step.bot.display_name.as_deref(),

@@ -9,8 +9,14 @@
 //! of two requests of one user both are cancelled, a finished one included, and so it is with two SAS;
 //! the flow lives in memory only. So keys are queried first, old flows are ended first ([`make_way`]), and a row without a flow
 //! is cancelled in words the other side understands ([`super::lost`]).
+//!
+//! How much of it one human, one room and one bot may keep us busy with is decided before anything is
+//! done about a message ([`heeded`]); what came wrapped in Olm the machine has had by then, and what it
+//! made of it is taken back ([`silence`]).
 
-use ruma::{UserId, events::key::verification::cancel::CancelCode};
+use std::collections::HashSet;
+
+use ruma::{OwnedUserId, UserId, events::key::verification::cancel::CancelCode};
 use serde_json::Value;
 use tracing::info;
 
@@ -20,9 +26,51 @@ use crate::{
     model::{VerificationPolicy, VerificationState},
     store::{
         Connection, StoreError, rooms, verifications,
-        verifications::{OpenVerification, Progress},
+        verifications::{Asked, OpenVerification, Progress},
     },
 };
+
+/// Which of these messages the bot heeds, by their place.
+pub(super) async fn heeded(
+    step: &Step<'_>,
+    messages: &[VerificationMessage],
+) -> Result<HashSet<usize>, StepError> {
+    let (bot, now) = (step.bot.id, step.now());
+    let asked: Vec<_> = messages
+        .iter()
+        .map(|message| Asked {
+            bot,
+            sender: message.sender.as_str(),
+            room: message.room.as_deref().map(ruma::RoomId::as_str),
+            begins: message.begins(),
+        })
+        .collect();
+    let which = async |conn: &mut Connection| verifications::which(conn, &asked, now).await;
+    Ok(step.context.store.run(which).await?)
+}
+
+/// Messages that are not heeded, and that the machine has had all the same: what they began ends, and
+/// nobody is told.
+pub(super) async fn silence(
+    step: &mut Step<'_>,
+    messages: &[VerificationMessage],
+) -> Result<(), StepError> {
+    if messages.is_empty() {
+        return Ok(());
+    }
+    let mut conn = step.connection().await?;
+    let open = verifications::open(&mut conn, step.bot.id).await?;
+    drop(conn);
+    let flows: HashSet<_> = messages
+        .iter()
+        .map(|message| (message.sender.clone(), message.flow_id.clone()))
+        .filter(|(user, id)| {
+            !open.iter().any(|row| row.other_user_id == *user && row.flow_id == *id)
+        })
+        .collect();
+    step.machine().await?.silence(&flows).await?;
+    Ok(())
+}
 
 /// Before a message that begins a verification is fed: the sender's devices are asked for, and older
 /// flows with that user are ended.
@@ -58,11 +106,12 @@ pub(super) async fn make_way(
     Ok(())
 }
 
-/// A verification message came over to-device, and the machine has had it.
+/// A verification message came over to-device, and the machine has had it. Tells whether nobody knows its
+/// flow, and its sender is to be told so.
 pub(super) async fn heard_to_device(
     step: &mut Step<'_>,
     message: &VerificationMessage,
-) -> Result<(), StepError> {
+) -> Result<bool, StepError> {
     let flow = step.machine().await?.flow(&message.sender, &message.flow_id);
     if let Some(flow) = flow.as_ref().filter(|flow| message.begins() && flow.has_no_request()) {
         let mut conn = step.connection().await?;
@@ -75,18 +124,32 @@ pub(super) async fn heard_to_device(
         }
     }
     let known = flow.is_some();
-    let mut tx = step.begin().await?;
     if known && message.begins() {
         let (user, flow) = (message.sender.as_str(), message.flow_id.as_str());
+        let mut tx = step.begin().await?;
         verifications::begin(&mut tx, step.bot.id, user, flow, None, false, step.now()).await?;
+        tx.commit().await.map_err(StoreError::from)?;
         step.verifying = true;
     }
-    note_mac(&mut tx, step, message).await?;
-    let open = verifications::open(&mut tx, step.bot.id).await?;
-    tx.commit().await.map_err(StoreError::from)?;
-    let ours = open.iter().any(|row| row.flow_id == message.flow_id);
-    // A row without a flow is cancelled by `run`; a message of no flow at all is answered here.
-    if !known && !ours && !message.ends() && !message.is_request() {
+    if message.is_mac() {
+        note_mac(step, message).await?;
+    }
+    if known || message.ends() || message.is_request() {
+        return Ok(false);
+    }
+    // A row without a flow is cancelled by `run`.
+    let mut conn = step.connection().await?;
+    let open = verifications::open(&mut conn, step.bot.id).await?;
+    Ok(!open.iter().any(|row| row.flow_id == message.flow_id))
+}
+
+/// Tells whose flows nobody knows so: each human once, about the last.
+pub(super) async fn answer_unknown(
+    step: &mut Step<'_>,
+    messages: &[VerificationMessage],
+) -> Result<(), StepError> {
+    let mut told: HashSet<&OwnedUserId> = HashSet::new();
+    for message in messages.iter().rev().filter(|message| told.insert(&message.sender)) {
         let code = CancelCode::UnknownTransaction;
         let device = message.from_device.as_deref();
         let reason = "This verification is not known here: please verify again";
@@ -95,8 +158,16 @@ pub(super) async fn heard_to_device(
     Ok(())
 }
 
+/// Whether a message in a room asks this bot for a verification: other bots' in the same room are none of
+/// ours.
+pub(super) fn asks(step: &Step<'_>, message: &VerificationMessage) -> bool {
+    message.is_request()
+        && message.sender != step.bot.user_id
+        && message.to.as_deref() == Some(step.bot.user_id.as_str())
+}
+
 /// A verification message came in a room; `event` is the event in the clear. Other bots' flows in the
-/// same room are none of ours.
+/// same room are none of ours. A request must have been [`heeded`].
 pub(super) async fn heard_in_room(
     step: &mut Step<'_>,
     message: &VerificationMessage,
@@ -106,7 +177,7 @@ pub(super) async fn heard_in_room(
         return Ok(());
     }
     if message.is_request() {
-        if message.to.as_deref() != Some(step.bot.user_id.as_str()) {
+        if !asks(step, message) {
             return Ok(());
         }
         make_way(step, message).await?;
@@ -116,32 +187,29 @@ pub(super) async fn heard_in_room(
     let kept = step.kept().await?;
     kept.machine.receive_room_verification(event).await?;
     kept.has_requests = true;
-    let heeded = step.machine().await?.flow(&message.sender, &message.flow_id).is_some();
-    let mut tx = step.begin().await?;
-    if message.is_request() && heeded {
+    let begun = step.machine().await?.flow(&message.sender, &message.flow_id).is_some();
+    if message.is_request() && begun {
         let room = message.room.as_deref().map(ruma::RoomId::as_str);
         let (user, flow) = (message.sender.as_str(), message.flow_id.as_str());
+        let mut tx = step.begin().await?;
         verifications::begin(&mut tx, step.bot.id, user, flow, room, false, step.now()).await?;
+        tx.commit().await.map_err(StoreError::from)?;
         step.verifying = true;
     } else if message.is_request() {
         // Too old, or from a device that its owner has not published.
         info!(sender = %message.sender, "a verification request was not heeded");
+    } else if message.is_mac() {
+        note_mac(step, message).await?;
     }
-    note_mac(&mut tx, step, message).await?;
-    tx.commit().await.map_err(StoreError::from)?;
     Ok(())
 }
 
-async fn note_mac(
-    conn: &mut Connection,
-    step: &Step<'_>,
-    message: &VerificationMessage,
-) -> Result<(), StoreError> {
-    if !message.is_mac() {
-        return Ok(());
-    }
+async fn note_mac(step: &mut Step<'_>, message: &VerificationMessage) -> Result<(), StepError> {
     let (user, flow) = (message.sender.as_str(), message.flow_id.as_str());
-    verifications::mac_received(conn, step.bot.id, user, flow, step.now()).await
+    let mut tx = step.begin().await?;
+    verifications::mac_received(&mut tx, step.bot.id, user, flow, step.now()).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(())
 }
 
 /// Moves every open verification on.
@@ -234,6 +302,12 @@ async fn record(
     };
     if state == VerificationState::Done {
         start_new_keys(step, &row.other_user_id).await?;
+    }
+    let is_news = state != row.state
+        || progress.other_device_id.is_some() && progress.other_device_id != row.other_device_id;
+    // Most that are looked at have not moved.
+    if !is_news {
+        return Ok(false);
     }
     if state != row.state {
         info!(verification = %row.id, %state, other = %row.other_user_id, "verification");

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use vodozemac::megolm::{GroupSession, SessionConfig};
 
-use super::tools::unharmed;
+use super::tools::{addressed, unharmed};
 use crate::{
     fast::scene::{Bot, Scene},
     support::{
@@ -19,14 +19,6 @@ const TO_DEVICE: &str = "de.sorunome.msc2409.to_device";
 async fn logged(scene: &Scene, event_id: &str) -> Result<String> {
     let sql = "SELECT decryption FROM event_log JOIN events USING (event_seq) WHERE event_id = $1";
     scene.wait_text("the event's log row", sql, event_id).await
-}
-
-/// A message as a transaction brings it for this device.
-fn addressed(message: &Value, user: &str, device: &str) -> Value {
-    let mut message = message.clone();
-    message["to_user_id"] = user.into();
-    message["to_device_id"] = device.into();
-    message
 }
 
 /// Nobody answered it, though the bot is awake.

@@ -2,6 +2,7 @@
 //! and that it comes to nothing. The real program, beside a homeserver that does what a test wants.
 
 mod canaries;
+mod floods;
 mod forged;
 mod fuzz;
 mod http;

@@ -13,7 +13,7 @@ const TO_DEVICE: &str = "de.sorunome.msc2409.to_device";
 const DROPPED: &str = "greenshield_verification_messages_dropped_total";
 
 /// A verification message straight to a bot's device.
-fn message(bot: &Bot, sender: &str, kind: &str, flow: &str, from_device: &str) -> Value {
+pub fn message(bot: &Bot, sender: &str, kind: &str, flow: &str, from_device: &str) -> Value {
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_millis() as u64;
     json!({ "type": format!("m.key.verification.{kind}"), "sender": sender,
         "to_user_id": bot.user_id, "to_device_id": bot.device_id,
@@ -22,6 +22,12 @@ fn message(bot: &Bot, sender: &str, kind: &str, flow: &str, from_device: &str) -
             "hashes": ["sha256"], "key_agreement_protocols": ["curve25519-hkdf-sha256"],
             "message_authentication_codes": ["hkdf-hmac-sha256.v2"],
             "short_authentication_string": ["emoji", "decimal"] } })
+}
+
+/// A request as it is said in a room.
+pub fn request(to: &str, from_device: &str) -> Value {
+    json!({ "msgtype": "m.key.verification.request", "to": to, "body": "verify",
+        "from_device": from_device, "methods": ["m.sas.v1"] })
 }
 
 async fn rows(scene: &Scene) -> Result<i64> {
@@ -80,14 +86,51 @@ async fn a_request_from_a_device_of_somebody_else_is_not_heeded() -> Result<()> 
     ensure!(scene.fake.transaction("forged", &json!({ TO_DEVICE: forged })).await?.0 == 200);
     // In a room, one that is for another bot, and one without a device.
     let room = scene.fake.room(&alice.user_id, false, &[&bot.user_id, &other.user_id]);
-    for (to, device) in [(&other.user_id, "NOBODYS"), (&bot.user_id, "NOBODYS"), (&bot.user_id, "")]
+    for (to, device) in
+        [(&other.user_id, alice.device_id.as_str()), (&bot.user_id, "NOBODYS"), (&bot.user_id, "")]
     {
-        let request = json!({ "msgtype": "m.key.verification.request", "to": to, "body": "verify",
-            "from_device": device, "methods": ["m.sas.v1"] });
-        scene.fake.say(&room, &alice.user_id, "m.room.message", None, request);
+        scene.fake.say(&room, &alice.user_id, "m.room.message", None, request(to, device));
     }
     mallory.ping(&bot.room).await?;
-    ensure!(rows(&scene).await? == 0, "a forged request was heeded");
+    let sql = "SELECT user_id FROM verifications JOIN bots USING (bot_id) WHERE user_id = $1";
+    scene.wait_text("the request for the other bot", sql, &other.user_id).await?;
+    scene.settled_but_verifying().await?;
+    ensure!(rows(&scene).await? == 1, "a forged request was heeded");
+    unharmed(&scene).await
+}
+
+/// In a room that they share, and straight to the bot.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_can_end_or_confirm_the_verification_of_another() -> Result<()> {
+    let (scene, alice, bot) = Scene::with_bot().await?;
+    let mallory = Person::new(&scene.fake, "mallory").await?;
+    mallory.join(&bot.room).await?;
+    alice.ping(&bot.room).await?;
+    mallory.ping(&bot.room).await?;
+    let asked = alice.ask_in(&bot.room, &bot.user_id).await?;
+    let sas = alice.compare(&asked).await?;
+    let flow = asked.flow_id().as_str();
+    let sql = "SELECT flow_id FROM verifications WHERE flow_id = $1 AND state = 'emoji'";
+    scene.wait_text("the bot's emoji", sql, flow).await?;
+    let relation = json!({ "rel_type": "m.reference", "event_id": flow });
+    for (kind, mut content) in [
+        ("mac", json!({ "mac": { "ed25519:FIRST": "AAAA" }, "keys": "AAAA" })),
+        ("cancel", json!({ "code": "m.user", "reason": "x" })),
+        ("done", json!({})),
+    ] {
+        let straight = message(&bot, &mallory.user_id, kind, flow, &mallory.device_id);
+        let body = json!({ TO_DEVICE: [straight] });
+        ensure!(scene.fake.transaction(kind, &body).await?.0 == 200);
+        content["m.relates_to"] = relation.clone();
+        mallory.say_event(&bot.room, &format!("m.key.verification.{kind}"), &content).await?;
+    }
+    mallory.ping(&bot.room).await?;
+    let is_open = "SELECT state FROM verifications WHERE flow_id = $1 AND NOT mac_received";
+    let state = scene.wait_text("the verification as it was", is_open, flow).await?;
+    ensure!(state == "emoji", "{state}");
+    alice.confirm(&sas).await?;
+    alice.wait_verified(&bot.user_id).await?;
+    ensure!(rows(&scene).await? == 1, "a verification with mallory");
     unharmed(&scene).await
 }
 

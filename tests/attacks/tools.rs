@@ -34,6 +34,14 @@ pub fn token(greenshield: &Greenshield, name: &str) -> Result<String> {
     registration[name].as_str().map(ToOwned::to_owned).context("a registration has tokens")
 }
 
+/// A message as a transaction brings it for this device.
+pub fn addressed(message: &Value, user: &str, device: &str) -> Value {
+    let mut message = message.clone();
+    message["to_user_id"] = user.into();
+    message["to_device_id"] = device.into();
+    message
+}
+
 /// Everything that greenshield logged so far.
 pub fn log(greenshield: &Greenshield) -> Result<String> {
     Ok(String::from_utf8_lossy(&fs::read(greenshield.log())?).into_owned())

@@ -96,6 +96,18 @@ impl Scene {
         .await
     }
 
+    /// Until everything that was pushed is taken up, while verifications go on.
+    pub async fn settled_but_verifying(&self) -> Result<()> {
+        poll::until("everything to be taken up", PATIENCE, async || {
+            let left: i64 =
+                sqlx::query_scalar("SELECT COUNT(*) FROM inbox WHERE kind <> 'reconcile'")
+                    .fetch_one(&self.sql)
+                    .await?;
+            Ok((self.fake.is_pushed() && left == 0).then_some(()))
+        })
+        .await
+    }
+
     /// Until to-device messages are taken in, while events are held back.
     pub async fn settled_but_events(&self) -> Result<()> {
         poll::until("the to-device messages to be taken in", PATIENCE, async || {

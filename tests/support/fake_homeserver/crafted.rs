@@ -17,7 +17,29 @@ impl Person {
         Ok(self.fake.say(room, &self.user_id, "m.room.encrypted", None, content))
     }
 
-    /// A to-device message inside Olm. There must be an Olm session, as there is once a room key went.
+    /// What a device is sent over Olm, as a to-device event of this person.
+    pub async fn wrap(
+        &self,
+        bot: &str,
+        device: &str,
+        kind: &str,
+        content: &Value,
+    ) -> Result<Value> {
+        let user = <&UserId>::try_from(bot)?;
+        self.machine.update_tracked_users([user]).await?;
+        self.flush().await?;
+        if let Some((id, claim)) = self.machine.get_missing_sessions([user].into_iter()).await? {
+            let answer = self.homeserver.send((&self.actor).into(), claim).await?;
+            self.machine.mark_request_as_sent(&id, &answer).await?;
+        }
+        let its =
+            self.machine.get_device(user, device.into(), None).await?.context("its device")?;
+        let wrapped = its.encrypt_event_raw(kind, content, CollectStrategy::AllDevices).await?;
+        let content: Value = serde_json::from_str(wrapped.json().get())?;
+        Ok(json!({ "type": "m.room.encrypted", "sender": self.user_id, "content": content }))
+    }
+
+    /// Sends a to-device message inside Olm.
     pub async fn send_in_olm(
         &self,
         bot: &str,
@@ -25,13 +47,7 @@ impl Person {
         kind: &str,
         content: &Value,
     ) -> Result<()> {
-        let user = <&UserId>::try_from(bot)?;
-        let found = self.machine.get_device(user, device.into(), None).await?;
-        let found = found.context("the bot's device")?;
-        let sealed = found.encrypt_event_raw(kind, content, CollectStrategy::AllDevices).await?;
-        let sealed: Value = serde_json::from_str(sealed.json().get())?;
-        let event = json!({ "type": "m.room.encrypted", "sender": self.user_id,
-            "content": sealed });
+        let event = self.wrap(bot, device, kind, content).await?;
         self.fake.send_to_device(bot, device, &event);
         Ok(())
     }

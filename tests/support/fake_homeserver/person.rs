@@ -1,5 +1,7 @@
 //! A human's client, as far as cryptography goes: a real `OlmMachine` in memory, with an identity.
 
+use std::{collections::HashSet, sync::Mutex};
+
 use anyhow::{Context as _, Result};
 use matrix_sdk_crypto::{
     CollectStrategy, DecryptionSettings, EncryptionSettings, EncryptionSyncChanges, OlmMachine,
@@ -22,7 +24,7 @@ use super::FakeHomeserver;
 use crate::support::{poll, synapse::SERVER_NAME};
 use greenshield::homeserver::{Actor, Homeserver};
 
-const DECRYPTION: DecryptionSettings =
+pub(super) const DECRYPTION: DecryptionSettings =
     DecryptionSettings { sender_device_trust_requirement: TrustRequirement::Untrusted };
 pub(super) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
@@ -46,6 +48,8 @@ pub struct Person {
     pub(super) actor: Actor,
     pub(super) homeserver: Homeserver,
     pub(super) fake: FakeHomeserver,
+    /// Events of verifications in rooms that were taken in.
+    pub(super) heard: Mutex<HashSet<String>>,
 }
 
 impl Person {
@@ -82,13 +86,22 @@ impl Person {
         let machine = OlmMachine::new(&user_id, &actor.device_id).await;
         homeserver.create_device(&actor, "a client").await?;
         let (user_id, device_id) = (user.to_owned(), device.to_owned());
-        Ok(Self { user_id, device_id, machine, actor, homeserver, fake: fake.clone() })
+        let heard = Mutex::default();
+        Ok(Self { user_id, device_id, machine, actor, homeserver, fake: fake.clone(), heard })
     }
 
-    /// Sends whatever the machine wants sent.
-    async fn flush(&self) -> Result<()> {
+    /// A person with one device and no identity: quickly made, for crowds.
+    pub async fn nameless(fake: &FakeHomeserver, name: &str) -> Result<Self> {
+        let this = Self::device(fake, &format!("@{name}:{SERVER_NAME}"), "FIRST").await?;
+        this.flush().await?;
+        Ok(this)
+    }
+
+    /// Sends whatever the machine wants sent, messages for rooms left out.
+    pub(super) async fn flush(&self) -> Result<()> {
         loop {
-            let requests = self.machine.outgoing_requests().await?;
+            let mut requests = self.machine.outgoing_requests().await?;
+            requests.retain(|it| !matches!(it.request(), AnyOutgoingRequest::RoomMessage(_)));
             if requests.is_empty() {
                 return Ok(());
             }
