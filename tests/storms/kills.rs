@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 
 use super::{ledger::Tally, village::Village};
@@ -19,6 +19,11 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(3);
 /// For how long the next process works beside what is left of the one before.
 const LATE: Duration = Duration::from_secs(1);
+const ANY_MOMENT: &str = "SIGKILL at a random moment";
+const CALL: &str = "SIGKILL with a random call to the homeserver under way";
+const WRITE: &str = "SIGKILL at a random write or commit";
+const LATE_WRITE: &str = "SIGKILL at a random write or commit, which ends under the next process";
+
 /// The calls at which greenshield is killed; "" is any.
 const CALLS: [&str; 8] =
     ["", "", "/send/", "/sendToDevice/", "/keys/claim", "/keys/query", "/keys/upload", "/sync"];
@@ -45,6 +50,13 @@ async fn storm(name: &str, forgetful: bool, share: f64) -> Result<()> {
     let mut killer = Killer { dice: StdRng::seed_from_u64(seed + 1), holds, tally: Tally::new() };
     let Village { scene, folk } = &mut village;
     tokio::try_join!(folk.talk(seed, until), killer.kill_until(scene, until))?;
+    ensure!(!killer.tally.is_empty() && !folk.said.is_empty(), "no kill, or nobody said a word");
+    // In the suite there are too few for each kind to have its turn.
+    if report::is_large() {
+        for kind in [ANY_MOMENT, CALL, WRITE, LATE_WRITE] {
+            ensure!(killer.tally.contains_key(kind), "never: {kind}: {:?}", killer.tally);
+        }
+    }
     let homeserver =
         if forgetful { ", the homeserver forgetting what it could not push" } else { "" };
     let tally = killer.tally.into_iter().map(|(what, times)| (what + homeserver, times)).collect();
@@ -80,7 +92,7 @@ impl Killer {
         tokio::time::sleep(life).await;
         scene.greenshield.kill9().await?;
         scene.greenshield.launch()?;
-        Ok("SIGKILL at a random moment")
+        Ok(ANY_MOMENT)
     }
 
     /// With a call on its way to the homeserver, which carries it out or does not.
@@ -92,11 +104,7 @@ impl Killer {
         scene.greenshield.kill9().await?;
         scene.fake.heal();
         scene.greenshield.launch()?;
-        Ok(if sprung {
-            "SIGKILL with a random call to the homeserver under way"
-        } else {
-            "SIGKILL at a random moment"
-        })
+        Ok(if sprung { CALL } else { ANY_MOMENT })
     }
 
     /// In the middle of a database transaction, which then ends either way, perhaps after the next
@@ -119,11 +127,9 @@ impl Killer {
             scene.greenshield.launch()?;
         }
         Ok(match (reached, late) {
-            (false, _) => "SIGKILL at a random moment",
-            (true, false) => "SIGKILL at a random write or commit",
-            (true, true) => {
-                "SIGKILL at a random write or commit, which ends under the next process"
-            }
+            (false, _) => ANY_MOMENT,
+            (true, false) => WRITE,
+            (true, true) => LATE_WRITE,
         })
     }
 }
