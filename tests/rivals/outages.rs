@@ -11,11 +11,19 @@ use crate::{
     e2e::scene::{Scene as RealScene, unmarked},
     fast::scene::{PATIENCE, Scene},
     support::{
-        fake_homeserver::Fault, greenshield::Greenshield, human::Engine, poll, report, world::World,
+        fake_homeserver::Fault,
+        greenshield::Greenshield,
+        hold::{Fate, Holds, Moment},
+        human::Engine,
+        poll, report,
+        world::World,
     },
 };
 
 const AREA: &str = "Outages of the homeserver";
+
+/// What was asked for because no transaction brought it.
+const RECONCILED: &str = "greenshield_reconciled_to_device_total";
 
 /// Much less than the minutes that Synapse lets pass between two attempts.
 const SOON: Duration = Duration::from_secs(15);
@@ -51,6 +59,7 @@ async fn a_homeserver_that_was_refused_is_told_when_the_database_is_back() -> Re
     ensure!(back.elapsed() < SOON, "answered after {:?}", back.elapsed());
     wait_ready(&scene.greenshield, true).await?;
     scene.answered_once(&alice, &bot, &asked).await?;
+    ensure!(metric(&scene.greenshield, RECONCILED).await? > 0, "the key came by itself");
     Ok(())
 }
 
@@ -102,6 +111,7 @@ async fn a_homeserver_that_was_cut_off_is_told_when_we_reach_it_again() -> Resul
     for asked in [&first, &second] {
         scene.answered_once(&alice, &bot, asked).await?;
     }
+    ensure!(metric(&scene.greenshield, RECONCILED).await? > 0, "the key came by itself");
     Ok(())
 }
 
@@ -161,7 +171,12 @@ async fn synapse_and_greenshield_go_away_in_turn_and_everything_is_answered() ->
     }
     let all = back.elapsed();
 
-    // Synapse is away.
+    let brought = metric(&world.greenshield, RECONCILED).await?;
+    ensure!(brought > 0, "the homeserver brought all room keys by itself");
+
+    // Synapse is away, and all answers are still to be sent: they are not even taken into the outbox.
+    let mut holds = Holds::install(&world.postgres.url()).await?;
+    holds.arm(Some("event_log"), 0, Moment::Statement).await?;
     let mut again = Vec::new();
     for _ in 0..5 {
         again.push(scene.human.send_text(&scene.room, "!ping").await?);
@@ -176,7 +191,20 @@ async fn synapse_and_greenshield_go_away_in_turn_and_everything_is_answered() ->
     .await?;
     let (human, signup, room) = (scene.human, scene.signup, scene.room);
     let (username, code) = (scene.username, scene.code);
+    ensure!(holds.reached(PATIENCE).await?, "nothing was to be logged");
     world.synapse.kill().await?;
+    holds.let_go(Fate::Goes).await?;
+    poll::until("all answers to be queued, and one to have failed", PATIENCE, async || {
+        let (queued, tried): (i64, i64) = sqlx::query_as(
+            "SELECT COUNT(*), COUNT(*) FILTER (WHERE attempts > 0) FROM outbox
+            JOIN UNNEST($1) AS asked ON txn_id = 'respond-' || asked WHERE state = 'queued'",
+        )
+        .bind(&again)
+        .fetch_one(&sql)
+        .await?;
+        Ok((queued == 5 && tried > 0).then_some(()))
+    })
+    .await?;
     // Somebody looks for something there, whatever was still to be sent.
     let look = "UPDATE bots SET reconciled_at = NULL";
     sqlx::query(look).execute(&sql).await?;
@@ -205,6 +233,14 @@ async fn synapse_and_greenshield_go_away_in_turn_and_everything_is_answered() ->
     report::row(AREA, "greenshield away while room keys change", rotations, 0, &note);
     report::row(AREA, "Synapse killed under messages", 1, 0, &note);
     Ok(())
+}
+
+/// A count of greenshield's.
+async fn metric(greenshield: &Greenshield, name: &str) -> Result<u64> {
+    let url = format!("{}/metrics", greenshield.operator_url());
+    let metrics = crate::support::http().get(url).send().await?.text().await?;
+    let count = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    Ok(count.unwrap_or_default())
 }
 
 /// Until `/health/ready` says so.
