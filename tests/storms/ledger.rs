@@ -17,9 +17,10 @@ impl Village {
         let losses = self.losses().await?;
         let ratchets = self.scene.fake.ratchets()?;
         let note = format!(
-            "{} messages in and {} out compared one by one; {} Megolm and {} Olm positions used once",
+            "{} messages in and {} out compared one by one, in {} rooms that bots were invited into meanwhile, too; {} Megolm and {} Olm positions used once",
             self.folk.said.len(),
             self.folk.expected(),
+            self.folk.invitations,
             ratchets.megolm,
             ratchets.olm,
         );

@@ -146,7 +146,7 @@ async fn meet(
     let alive = scene.greenshield.process().is_some_and(|process| process.is_running());
     ensure!(alive, "greenshield ended in {trouble:?}");
     // By itself, and at work again: not only caught up with what there was.
-    let room = folk.rooms.len() - 1;
+    let room = folk.square();
     let asked = folk.say(room, 0, "!ping").await?;
     let answer = poll::until("an answer after the outage", PATIENCE, async || {
         let read = folk.people[0].read(&folk.rooms[room].id).await?;

@@ -20,6 +20,8 @@ pub const PATIENCE: Duration = Duration::from_secs(240);
 const TEMPO: Duration = Duration::from_millis(60);
 /// With so many unanswered people wait.
 const TOO_MANY: usize = 120;
+/// Bots are invited into new rooms until there are so many.
+const MOST_ROOMS: usize = 60;
 
 pub struct Village {
     pub scene: Scene,
@@ -34,6 +36,8 @@ pub struct Folk {
     pub bots: Vec<Bot>,
     pub rooms: Vec<Room>,
     pub said: Vec<Said>,
+    /// How many of the rooms bots were invited into while people talked.
+    pub invitations: usize,
     fake: FakeHomeserver,
 }
 
@@ -90,7 +94,7 @@ impl Village {
             rooms.push(Room { id, people, bots: bots_there, is_direct: false });
         }
         let fake = scene.fake.clone();
-        let folk = Folk { people, phone, bots, rooms, said: Vec::new(), fake };
+        let folk = Folk { people, phone, bots, rooms, said: Vec::new(), invitations: 0, fake };
         let village = Self { scene, folk };
         village.caught_up().await?;
         Ok(village)
@@ -144,15 +148,33 @@ impl Folk {
         Ok(event_id)
     }
 
-    /// Talks until it is time: chat and `!ping`, in all rooms, with a new room key now and then.
+    /// Opens a room, invites two bots, and does not wait for them with the first `!ping`.
+    async fn invite(&mut self, dice: &mut StdRng) -> Result<()> {
+        let person = dice.random_range(0..self.people.len());
+        let first = dice.random_range(0..self.bots.len());
+        let bots = vec![first, (first + 1) % self.bots.len()];
+        let invited: Vec<&str> = bots.iter().map(|bot| self.bots[*bot].user_id.as_str()).collect();
+        let id = self.fake.room_by_invitation(&self.people[person].user_id, &invited);
+        self.rooms.push(Room { id, people: vec![person], bots, is_direct: false });
+        self.invitations += 1;
+        self.say(self.rooms.len() - 1, person, "!ping").await?;
+        Ok(())
+    }
+
+    /// Talks until it is time: chat and `!ping`, in all rooms, with a new room key now and then, and bots
+    /// invited into new rooms.
     pub async fn talk(&mut self, seed: u64, until: Instant) -> Result<()> {
         let mut dice = StdRng::seed_from_u64(seed);
         let mut tempo = tokio::time::interval(TEMPO);
         tempo.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.invite(&mut dice).await?;
         while Instant::now() < until {
             tempo.tick().await;
             if self.unanswered() > TOO_MANY || self.fake.unpushed() > TOO_MANY {
                 continue;
+            }
+            if self.rooms.len() < MOST_ROOMS && dice.random_bool(0.02) {
+                self.invite(&mut dice).await?;
             }
             let room = dice.random_range(0..self.rooms.len());
             let person = *self.rooms[room].people.choose(&mut dice).unwrap_or(&0);
@@ -167,6 +189,13 @@ impl Folk {
             self.say(room, person, text).await?;
         }
         Ok(())
+    }
+
+    /// The room where everybody is.
+    pub fn square(&self) -> usize {
+        let everybody =
+            |it: &Room| it.people.len() == self.people.len() && it.bots.len() == self.bots.len();
+        self.rooms.iter().position(everybody).expect("a room of all")
     }
 
     /// How many messages bots have to have sent in the end: their introductions and their answers.

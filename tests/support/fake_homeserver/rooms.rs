@@ -171,6 +171,18 @@ impl FakeHomeserver {
         room
     }
 
+    /// An encrypted room made by `creator`, who invites these.
+    pub fn room_by_invitation(&self, creator: &str, invited: &[&str]) -> String {
+        let room = self.room(creator, true, &[]);
+        let mut state = self.lock();
+        for user in invited {
+            state.member(&room, creator, user, "invite", false);
+        }
+        drop(state);
+        self.inner.news.notify_one();
+        room
+    }
+
     /// A person leaves a room.
     pub fn leave(&self, room: &str, user: &str) {
         self.lock().member(room, user, user, "leave", false);
