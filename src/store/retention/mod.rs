@@ -1,6 +1,6 @@
 //! How long rows are kept: every table that can grow has a rule here, applied a batch at a time by
-//! whichever process holds shard 0, each statement for itself: two that sweep at once do no harm. What is not named here grows with the number of bots only; a test
-//! says of each table why.
+//! whichever process holds shard 0, each statement for itself: two that sweep at once do no harm. What
+//! is not named here grows with the number of bots only; a test says of each table why.
 //!
 //! | rows | kept | because |
 //! | --- | --- | --- |

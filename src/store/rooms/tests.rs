@@ -3,7 +3,11 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{Answer, answer, load};
 use crate::{
     clock::Clock,
-    store::{StoreError, retention::sweep_slowly, testing::database},
+    store::{
+        StoreError,
+        retention::{self, Rules},
+        testing::database,
+    },
 };
 
 #[tokio::test]
@@ -15,7 +19,7 @@ async fn an_answer_is_written_unless_there_is_something_newer_or_somebody_else_h
     let mut conn = database.store.connection().await.expect("connects");
     let told = Answer {
         encryption: None,
-        history_visibility: "shared".to_owned(),
+        history_visibility: "shared",
         members: BTreeMap::from([("@bot:x".to_owned(), "join".to_owned())]),
     };
     let refused = answer(&mut conn, lost, "!room:x", 0, &told, now).await;
@@ -44,7 +48,8 @@ async fn no_members_are_swept_out_of_a_room_that_is_being_written() {
     let members = "SELECT COUNT(*)::TEXT FROM room_members";
     let sweep = async || {
         let mut conn = store.connection().await.expect("connects");
-        let swept = tokio::time::timeout(Duration::from_secs(20), sweep_slowly(&mut conn, 9, now));
+        let swept = retention::sweep(&mut conn, Rules::Rooms, 9, now);
+        let swept = tokio::time::timeout(Duration::from_secs(20), swept);
         swept.await.expect("it waits for nobody").expect("sweeps");
     };
     let mut tx = store.begin().await.expect("begins");

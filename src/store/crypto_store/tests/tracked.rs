@@ -13,7 +13,7 @@ use crate::{
     model::BotId,
     store::{
         Store, device_lists,
-        retention::sweep_slowly,
+        retention::{self, Rules},
         testing::{TestDatabase, database},
     },
 };
@@ -32,7 +32,7 @@ async fn ask(store: &Store, now: DateTime<Utc>) {
 
 async fn sweep(store: &Store, now: DateTime<Utc>) {
     let mut conn = store.connection().await.expect("connects");
-    sweep_slowly(&mut conn, 100, now).await.expect("sweeps");
+    retention::sweep(&mut conn, Rules::Strangers, 100, now).await.expect("sweeps");
 }
 
 async fn change(store: &Store) {
