@@ -159,7 +159,7 @@ impl Transaction {
     /// What stands under a name, if it has the shape that is wanted; else it is skipped as one item,
     /// unless it is nothing.
     fn take<T: DeserializeOwned>(&mut self, body: &mut Body, name: &str) -> Option<T> {
-        let taken = parsed(&*given(body, name)?);
+        let taken = parsed(&given(body, name)?);
         self.skipped += usize::from(taken.is_none());
         taken
     }

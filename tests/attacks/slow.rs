@@ -75,9 +75,9 @@ async fn busy(host: &str) -> Result<()> {
         // Long before it would be idle.
         let next = Instant::now() + Duration::from_secs(5);
         while let Some(left) = next.checked_duration_since(Instant::now()) {
-            match tokio::time::timeout(left, stream.read(&mut answer)).await {
-                Ok(Ok(0) | Err(_)) => return Ok(()),
-                Ok(Ok(_)) | Err(_) => {}
+            let read = tokio::time::timeout(left, stream.read(&mut answer)).await;
+            if let Ok(Ok(0) | Err(_)) = read {
+                return Ok(());
             }
         }
     }
