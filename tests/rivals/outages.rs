@@ -268,12 +268,22 @@ async fn said_by_bot(scene: &RealScene<'_>) -> Result<usize> {
     let registration: Value = serde_yaml::from_str(&registration)?;
     let token = registration["as_token"].as_str().context("an as_token")?;
     let path = format!("_matrix/client/v3/rooms/{}/messages", scene.room);
-    let mut url = url::Url::parse(&scene.world.synapse.url())?.join(&path)?;
-    url.query_pairs_mut().extend_pairs([("user_id", scene.bot()), ("dir", "b"), ("limit", "1000")]);
-    let answer = crate::support::http().get(url).bearer_auth(token).send().await?;
-    let page: Value = answer.error_for_status()?.json().await?;
-    let events = page["chunk"].as_array().context("events")?.iter();
+    let room = url::Url::parse(&scene.world.synapse.url())?.join(&path)?;
     let said =
         |event: &&Value| event["sender"] == scene.bot() && event["type"] == "m.room.encrypted";
-    Ok(events.filter(said).count())
+    let (mut count, mut from) = (0, None::<String>);
+    loop {
+        let mut url = room.clone();
+        let query = [("user_id", scene.bot()), ("dir", "b"), ("limit", "500")];
+        url.query_pairs_mut().extend_pairs(query);
+        url.query_pairs_mut().extend_pairs(from.map(|from| ("from", from)));
+        let answer = crate::support::http().get(url).bearer_auth(token).send().await?;
+        let page: Value = answer.error_for_status()?.json().await?;
+        let events = page["chunk"].as_array().context("events")?;
+        count += events.iter().filter(said).count();
+        from = page["end"].as_str().map(ToOwned::to_owned);
+        if events.is_empty() || from.is_none() {
+            return Ok(count);
+        }
+    }
 }
