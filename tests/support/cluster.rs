@@ -149,8 +149,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// What it has logged since [`Self::forget_log`].
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Empties the log. What is larger than a limit of [`Self::limit_files`] takes no line about it.
+    pub fn forget_log(&self) -> Result<()> {
+        fs::File::create(self.dir.path().join("log"))?;
+        Ok(())
     }
 
     fn data(&self) -> PathBuf {
