@@ -4,7 +4,8 @@
 //! A homeserver whose transactions failed tries again later and later, on Synapse up to eight minutes
 //! apart; a ping that goes through makes it try at once. Two things tell us that it may be waiting so:
 //! calls of ours fail, so that it may not have reached us either; or its transactions were refused,
-//! because the database was away or another process died. What it dropped meanwhile is asked for, bot by bot.
+//! because the database was away or another process died. What it dropped meanwhile is asked for, bot
+//! by bot.
 
 use std::time::Duration;
 

@@ -218,7 +218,8 @@ pub fn pool(options: PgConnectOptions, max_connections: u32) -> PgPool {
                 Ok(true)
             })
         })
-        // Nobody waits for it, but its place in the pool is taken until it has answered.
+        // Nobody waits for it, but its place in the pool is taken until it has answered. sqlx asks once
+        // more right after this, and would wait for ever.
         .after_release(|conn, _| {
             Box::pin(async move {
                 tokio::time::timeout(SOON, conn.ping())

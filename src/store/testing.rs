@@ -20,6 +20,9 @@ use crate::{clock::Clock, model::BotId};
 /// Any number: the lock under which templates are made.
 const TEMPLATE_LOCK: i64 = 0x6772_6565_6e74_6573;
 
+/// The longest that a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A database left behind by a test that was killed is dropped when it is as old as this.
 const STALE: Duration = Duration::from_hours(1);
 
@@ -84,13 +87,12 @@ impl TestDatabase {
         sqlx::query_scalar(sql).fetch_one(self.pool()).await.expect("one text")
     }
 
-    /// Until some statement waits for a lock.
+    /// Until some statement waits for a lock: asked again and again, as fast as the database answers.
     pub(crate) async fn wait_for_a_lock(&self) {
         let waiting = "SELECT COUNT(*)::TEXT FROM pg_stat_activity
             WHERE datname = CURRENT_DATABASE() AND wait_event_type = 'Lock'";
-        while self.text(waiting).await == "0" {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let waits = async { while self.text(waiting).await == "0" {} };
+        tokio::time::timeout(PATIENCE, waits).await.expect("something waits for a lock");
     }
 
     /// A new bot.

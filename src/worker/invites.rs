@@ -92,9 +92,10 @@ async fn accept_or_decline(step: &mut Step<'_>, seq: EventSeq) -> Result<(), Ste
     // Whoever invites a bot may ask it to verify next: their devices had better be known. What is
     // refused of that the machine wants again, at the end of this step.
     step.machine().await?.track(std::slice::from_ref(&inviter)).await?;
-    match outgoing::run(step).await {
-        Err(error) if !error.machine_is_whole() => return Err(error),
-        _ => {}
+    if let Err(error) = outgoing::run(step).await
+        && !error.machine_is_whole()
+    {
+        return Err(error);
     }
     read_back(step, room, &invite).await?;
     marked.map_err(|error| match StepError::from(error) {

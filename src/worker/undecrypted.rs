@@ -21,7 +21,7 @@ use tracing::{debug, info};
 use super::{StepError, backoff, bot_worker::Step, verify};
 use crate::{
     crypto::{Undecryptable, VerificationMessage},
-    model::{Decryption, EventSeq, Heard as ToAnswer},
+    model::{Decryption, EventSeq, Heard},
     store::{
         Connection,
         events::{ClearRow, LogRow, StoredEvent},
@@ -68,7 +68,7 @@ pub(super) async fn run(
 }
 
 /// A message of a verification, how it reads and whether it was decrypted just now.
-struct Heard {
+struct Verifying {
     message: VerificationMessage,
     json: Value,
     how: Decryption,
@@ -78,13 +78,13 @@ struct Heard {
 /// Feeds those that are heeded; each is logged after that, heeded or not.
 async fn verifications(
     step: &mut Step<'_>,
-    messages: Vec<(Entry, Arc<StoredEvent>, Heard)>,
+    messages: Vec<(Entry, Arc<StoredEvent>, Verifying)>,
 ) -> Result<(), StepError> {
-    let asking = messages.iter().map(|(_, _, heard)| &heard.message);
+    let asking = messages.iter().map(|(_, _, verifying)| &verifying.message);
     let asking: Vec<_> = asking.filter(|message| verify::asks(step, message)).cloned().collect();
     let heeded = verify::heeded(step, &asking).await?;
     let mut number = 0;
-    for (entry, event, Heard { message, json, how, fresh }) in messages {
+    for (entry, event, Verifying { message, json, how, fresh }) in messages {
         let mut is_heeded = true;
         if verify::asks(step, &message) {
             is_heeded = heeded.contains(&number);
@@ -117,14 +117,14 @@ async fn read(
     entry: &Entry,
     event: &StoredEvent,
     heard: &mut Messages,
-) -> Result<Option<Heard>, StepError> {
+) -> Result<Option<Verifying>, StepError> {
     let patience = if step.is_ours(&event.sender) { GIVE_UP_OURS_AFTER } else { GIVE_UP_AFTER };
     match reading(step, entry, event, heard).await? {
         Reading::Clear { json, how, fresh } => {
             heard.extend(message_of(event));
             // A verification must have been fed before the event counts as seen.
             if let Some(message) = VerificationMessage::from_room_event(&json) {
-                return Ok(Some(Heard { message, json, how, fresh }));
+                return Ok(Some(Verifying { message, json, how, fresh }));
             }
             seen(step, entry, event, &json, how, fresh)?;
             answer(step, event, &json)?;
@@ -235,7 +235,7 @@ fn answer(step: &mut Step<'_>, event: &StoredEvent, json: &Value) -> Result<(), 
     if step.is_ours(&event.sender) || !is_text(json) {
         return Ok(());
     }
-    let content = respond(&ToAnswer {
+    let content = respond(&Heard {
         user_id: &step.bot.user_id,
         device_id: &step.bot.device_id,
         display_name: step.bot.display_name.as_deref(),

@@ -120,30 +120,21 @@ impl Scene {
 
     /// Asks the bot to forget the humans with whom it has nothing to do any more, as retention does.
     pub async fn forget_strangers(&self, bot: &Bot) -> Result<()> {
-        sqlx::query(
-            "WITH asked AS (
-                INSERT INTO inbox (bot_id, kind, received_at, due_at)
-                SELECT bot_id, 'forget_strangers', NOW(), NOW() FROM bots WHERE user_id = $1
-                RETURNING bot_id
-            ), woken AS (
-                INSERT INTO bot_queue (bot_id, shard, due_at)
-                SELECT bot_id, shard, NOW() FROM asked JOIN bots USING (bot_id)
-                RETURNING bot_id
-            )
-            SELECT pg_notify('greenshield_work', '') FROM woken",
-        )
-        .bind(&bot.user_id)
-        .execute(&self.sql)
-        .await?;
+        self.ask(bot, "forget_strangers").await?;
         self.settled().await
     }
 
     /// Has the bot ask now for what was lost, and look at what is shown of it if that is due.
     pub async fn ask_reconcile(&self, bot: &Bot) -> Result<()> {
+        self.ask(bot, "reconcile").await
+    }
+
+    /// Puts work of this kind into the bot's inbox, and wakes it.
+    async fn ask(&self, bot: &Bot, kind: &str) -> Result<()> {
         sqlx::query(
             "WITH asked AS (
                 INSERT INTO inbox (bot_id, kind, received_at, due_at)
-                SELECT bot_id, 'reconcile', NOW(), NOW() FROM bots WHERE user_id = $1
+                SELECT bot_id, $2, NOW(), NOW() FROM bots WHERE user_id = $1
                 RETURNING bot_id
             ), woken AS (
                 INSERT INTO bot_queue (bot_id, shard, due_at)
@@ -155,6 +146,7 @@ impl Scene {
             SELECT pg_notify('greenshield_work', '') FROM woken",
         )
         .bind(&bot.user_id)
+        .bind(kind)
         .execute(&self.sql)
         .await?;
         Ok(())

@@ -280,9 +280,6 @@ async fn what_keeps_failing_is_tried_ever_more_seldom() -> Result<()> {
     fake.fault(&format!("{}/send/", bot.room), usize::MAX, Fault::refusal(500, "M_UNKNOWN"));
     fake.fault("/createRoom", usize::MAX, Fault::html(502));
     let asked = alice.say(&bot.room, "!ping").await?;
-    let code = scene.greenshield.mint_code(&alice.user_id, 1)?;
-    let url = scene.greenshield.public_url();
-    let signup = crate::fast::scene::sign_up(&url, &code, "waits", Some("key"));
     let began = Instant::now();
     let watch = async {
         while began.elapsed() < Duration::from_secs(9) {
@@ -296,12 +293,23 @@ async fn what_keeps_failing_is_tried_ever_more_seldom() -> Result<()> {
             ever_more_seldom(path, &failed)?;
         }
         fake.heal();
-        anyhow::Ok(())
+        Ok(())
     };
-    let (signup, watched) = tokio::join!(signup, watch);
+    signs_up_meanwhile(&scene, &alice, watch).await?;
+    alice.answer_to(&bot.room, &asked).await?;
+    Ok(())
+}
+
+/// A signup that meets what `watch` looks at, and goes on when that has ended.
+pub(super) async fn signs_up_meanwhile(
+    scene: &Scene,
+    human: &Person,
+    watch: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let code = scene.greenshield.mint_code(&human.user_id, 1)?;
+    let (signup, watched) = tokio::join!(scene.sign_up(&code, "waits", Some("key")), watch);
     watched?;
     ensure!(signup?.0 == 200, "the signup did not go on");
-    alice.answer_to(&bot.room, &asked).await?;
     Ok(())
 }
 

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use super::calls::{ever_more_seldom, invite};
+use super::calls::{ever_more_seldom, invite, signs_up_meanwhile};
 use crate::{
-    fast::scene::{Bot, PATIENCE, Scene, sign_up},
+    fast::scene::{Bot, PATIENCE, Scene},
     support::{
         fake_homeserver::{FakeHomeserver, Fault, Seen},
         poll,
@@ -27,9 +27,6 @@ async fn a_wait_of_nothing_is_not_obeyed() -> Result<()> {
     fake.fault("/register", usize::MAX, Fault::rate_limit(0));
     let asked = alice.say(&bot.room, "!ping").await?;
     let also = alice.say(&other.room, "!ping").await?;
-    let code = scene.greenshield.mint_code(&alice.user_id, 1)?;
-    let url = scene.greenshield.public_url();
-    let signup = sign_up(&url, &code, "waits", Some("key"));
     let watch = async {
         for path in [sends[0].as_str(), sends[1].as_str(), "/register"] {
             let refused = poll::until("four attempts", PATIENCE, async || {
@@ -41,11 +38,9 @@ async fn a_wait_of_nothing_is_not_obeyed() -> Result<()> {
             ever_more_seldom(path, &refused)?;
         }
         fake.heal();
-        anyhow::Ok(())
+        Ok(())
     };
-    let (signup, watched) = tokio::join!(signup, watch);
-    watched?;
-    ensure!(signup?.0 == 200, "the signup did not go on");
+    signs_up_meanwhile(&scene, &alice, watch).await?;
     alice.answer_to(&bot.room, &asked).await?;
     alice.answer_to(&other.room, &also).await?;
     Ok(())
@@ -165,11 +160,15 @@ async fn a_request_that_is_never_taken_slows_no_message() -> Result<()> {
     scene.fake.fault("/keys/upload", usize::MAX, Fault::refusal(403, "M_FORBIDDEN"));
     drained(&scene, &bot).await?;
     for n in 0..10 {
+        let tried = refused(&scene.fake, "/keys/upload").len();
         let began = Instant::now();
         alice.ping(&bot.room).await?;
         let took = began.elapsed();
         ensure!(took < Duration::from_secs(4), "message {n} was answered after {took:?}");
+        poll::until("the upload to be tried beside the message", PATIENCE, async || {
+            Ok((refused(&scene.fake, "/keys/upload").len() > tried).then_some(()))
+        })
+        .await?;
     }
-    ensure!(refused(&scene.fake, "/keys/upload").len() > 10, "it was not tried all the time");
     Ok(())
 }

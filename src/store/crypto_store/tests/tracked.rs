@@ -143,10 +143,9 @@ async fn rows_are_locked_in_one_order() {
             .expect("locks");
         let mut writes = JoinSet::new();
         writes.spawn(write(store.clone(), writer));
-        let waits = "SELECT COUNT(*)::TEXT FROM pg_stat_activity
-            WHERE datname = CURRENT_DATABASE() AND wait_event_type = 'Lock'";
-        while database.text(waits).await == "0" {
-            assert!(writes.try_join_next().is_none(), "{writer} waits for the row that is held");
+        tokio::select! {
+            () = database.wait_for_a_lock() => {}
+            _ = writes.join_next() => panic!("{writer} waits for the row that is held"),
         }
         let free = "SELECT COALESCE(STRING_AGG(user_id, ' '), '') FROM (
             SELECT user_id FROM device_lists FOR UPDATE SKIP LOCKED
