@@ -15,7 +15,8 @@ use crate::support::{
     random,
 };
 
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// No test waits for its end: what fails a few times in a row is tried again after as many seconds.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Dropped in this order.
 pub struct Scene {
@@ -81,39 +82,45 @@ impl Scene {
 
     /// Until nothing is under way: everything pushed, taken up, answered and sent.
     pub async fn settled(&self) -> Result<()> {
-        poll::until("nothing to be left to do", PATIENCE, async || {
-            let left: String = sqlx::query_scalar(
-                "SELECT CONCAT_WS(' ',
-                    (SELECT COUNT(*) FROM inbox),
-                    (SELECT COUNT(*) FROM bot_queue),
-                    (SELECT COUNT(*) FROM outbox WHERE state = 'queued'),
-                    (SELECT COUNT(*) FROM bots WHERE reconciled_at IS NULL))",
-            )
-            .fetch_one(&self.sql)
-            .await?;
-            Ok((self.fake.is_pushed() && left == "0 0 0 0").then_some(()))
-        })
-        .await
+        let left = "SELECT (SELECT COUNT(*) FROM inbox)
+                + (SELECT COUNT(*) FROM bot_queue)
+                + (SELECT COUNT(*) FROM outbox WHERE state = 'queued')
+                + (SELECT COUNT(*) FROM bots WHERE reconciled_at IS NULL)";
+        self.until_none("nothing to be left to do", PATIENCE, left, FakeHomeserver::all_pushed)
+            .await
     }
 
     /// Until everything that was pushed is taken up, while verifications go on.
     pub async fn settled_but_verifying(&self) -> Result<()> {
-        poll::until("everything to be taken up", PATIENCE, async || {
-            let left: i64 =
-                sqlx::query_scalar("SELECT COUNT(*) FROM inbox WHERE kind <> 'reconcile'")
-                    .fetch_one(&self.sql)
-                    .await?;
-            Ok((self.fake.is_pushed() && left == 0).then_some(()))
-        })
-        .await
+        let left = "SELECT COUNT(*) FROM inbox WHERE kind <> 'reconcile'";
+        self.until_none("everything to be taken up", PATIENCE, left, FakeHomeserver::all_pushed)
+            .await
     }
 
     /// Until to-device messages are taken in, while events are held back.
     pub async fn settled_but_events(&self) -> Result<()> {
-        poll::until("the to-device messages to be taken in", PATIENCE, async || {
-            let left: i64 =
-                sqlx::query_scalar("SELECT COUNT(*) FROM inbox").fetch_one(&self.sql).await?;
-            Ok((self.fake.is_to_device_pushed() && left == 0).then_some(()))
+        self.until_none(
+            "the to-device messages to be taken in",
+            PATIENCE,
+            "SELECT COUNT(*) FROM inbox",
+            FakeHomeserver::to_device_pushed,
+        )
+        .await
+    }
+
+    /// Until this counts none, and nothing came in while it was counted.
+    pub async fn until_none(
+        &self,
+        what: &str,
+        patience: Duration,
+        count: &'static str,
+        pushed: fn(&FakeHomeserver) -> Option<usize>,
+    ) -> Result<()> {
+        poll::until(what, patience, async || {
+            let before = pushed(&self.fake);
+            let left: i64 = sqlx::query_scalar(count).fetch_one(&self.sql).await?;
+            let still = before.is_some() && before == pushed(&self.fake);
+            Ok((left == 0 && still).then_some(()))
         })
         .await
     }

@@ -77,6 +77,7 @@ async fn a_signup_gets_over_trouble() -> Result<()> {
     scene.fake.fault("/members", 1, Fault::html(502));
     let bot = scene.bot(&alice).await?;
     whole(&scene, &bot)?;
+    scene.fake.all_met().await?;
     let rooms = scene.fake.calls("/createRoom");
     let made = rooms.iter().filter(|call| call.status == 200);
     ensure!(made.count() == 1, "one room was made, and found again: {rooms:?}");

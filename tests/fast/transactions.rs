@@ -1,7 +1,10 @@
 //! What comes twice, and key counts.
 
+use std::sync::Arc;
+
 use anyhow::{Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
+use tokio::sync::Notify;
 
 use super::scene::{PATIENCE, Scene};
 use crate::support::{fake_homeserver::Fault, poll};
@@ -38,15 +41,20 @@ async fn what_one_bot_reads_back_is_pushed_to_the_others() -> Result<()> {
     let room = scene.fake.room(&alice.user_id, true, &[&bot.user_id]);
     alice.ping(&room).await?;
 
-    let joining = scene.fake.trap("/join/", 0, Fault::Slow(std::time::Duration::from_secs(2)));
+    let read_on = Arc::new(Notify::new());
+    scene.fake.fault("/messages", 1, Fault::Until(Arc::clone(&read_on)));
     let invite = json!({ "membership": "invite" });
     scene.fake.hold_events(true);
     scene.fake.say(&room, &alice.user_id, "m.room.member", Some(&invited.user_id), invite);
     let message = alice.encrypt(&room, "!ping", true).await?;
     scene.fake.hold_events(false);
-    joining.sprung().await;
+    poll::until("the invited bot to read back", PATIENCE, async || {
+        Ok((scene.fake.slowed("/messages") > 0).then_some(()))
+    })
+    .await?;
     scene.fake.hold_events(true);
     let asked = scene.fake.say(&room, &alice.user_id, "m.room.encrypted", None, message);
+    read_on.notify_one();
     let answer = alice.answer_to(&room, &asked).await?;
     ensure!(answer.sender == invited.user_id, "nobody else has heard of it: {answer:?}");
     ensure!(scene.decryption(&asked).await?.1 == 1);
@@ -98,7 +106,7 @@ async fn a_drained_pool_is_refilled_once() -> Result<()> {
     let full = json!({ COUNTS: bot.map(json!({ "signed_curve25519": 50 })) });
     let enough = json!({ COUNTS: bot.map(json!({ "signed_curve25519": 25 })) });
     for (id, body) in [("silent", silent), ("full", full), ("enough", enough)] {
-        scene.fake.transaction(id, &body).await?;
+        ensure!(scene.fake.transaction(id, &body).await?.0 == 200, "`{id}`");
         scene.settled().await?;
         ensure!(uploads() == before, "`{id}` led to an upload");
     }
@@ -106,7 +114,7 @@ async fn a_drained_pool_is_refilled_once() -> Result<()> {
     scene.fake.drain_one_time_keys(&bot.user_id, &bot.device_id);
     let drained = json!({ COUNTS: bot.map(json!({})),
         "org.matrix.msc3202.device_one_time_key_counts": bot.map(json!({})) });
-    scene.fake.transaction("drained", &drained).await?;
+    ensure!(scene.fake.transaction("drained", &drained).await?.0 == 200);
     poll::until("the pool to be full", PATIENCE, async || Ok((pool() >= 50).then_some(()))).await?;
     scene.settled().await?;
     ensure!(uploads() == before + 1, "{} uploads", uploads() - before);
@@ -114,21 +122,20 @@ async fn a_drained_pool_is_refilled_once() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fallback_key_is_uploaded_when_there_is_none() -> Result<()> {
+async fn a_bot_has_a_fallback_key_from_the_start_and_keeps_it_for_a_week() -> Result<()> {
     let (scene, _alice, bot) = Scene::with_bot().await?;
     let fallback = || scene.fake.fallback_key(&bot.user_id, &bot.device_id);
-    let push = async |id: &str, types: Value| {
-        scene.fake.transaction(id, &json!({ FALLBACK: bot.map(types) })).await?;
-        scene.settled().await
-    };
-    push("none", json!([])).await?;
     let first = fallback();
     ensure!(first.is_some(), "no fallback key");
-    push("unused", json!(["signed_curve25519"])).await?;
-    ensure!(fallback() == first, "replaced though unused");
-    // matrix-sdk-crypto 0.18 replaces a used one only when it is a week old.
-    push("used", json!([])).await?;
-    ensure!(fallback() == first, "replaced though young");
+    // matrix-sdk-crypto 0.18 replaces even a used one only when it is a week old.
+    for (id, types) in
+        [("used", json!([])), ("unused", json!(["signed_curve25519"])), ("used again", json!([]))]
+    {
+        let body = json!({ FALLBACK: bot.map(types) });
+        ensure!(scene.fake.transaction(id, &body).await?.0 == 200, "`{id}`");
+        scene.settled().await?;
+        ensure!(fallback() == first, "replaced when `{id}`, though young");
+    }
     Ok(())
 }
 

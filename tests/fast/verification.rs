@@ -2,8 +2,11 @@
 
 use anyhow::{Result, ensure};
 
-use super::scene::Scene;
-use crate::support::fake_homeserver::{Fault, Person};
+use super::scene::{PATIENCE, Scene};
+use crate::support::{
+    fake_homeserver::{Fault, Person},
+    poll,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_verification_outlives_a_homeserver_that_falters() -> Result<()> {
@@ -29,12 +32,18 @@ async fn a_verification_outlives_a_homeserver_that_falters() -> Result<()> {
     scene.wait_parked(&asked).await?;
     alice.forget_key(&bot.room).await?;
     alice.ping(&bot.room).await?;
+    poll::until("the inbox not to be given", PATIENCE, async || {
+        let calls = scene.fake.calls("/sync");
+        Ok(calls.iter().any(|call| call.status == 500).then_some(()))
+    })
+    .await?;
 
     alice.confirm(&sas).await?;
     alice.wait_verified(&bot.user_id).await?;
     let sql = "SELECT v.state FROM verifications v JOIN bots USING (bot_id)
         WHERE user_id = $1 AND v.finished_at IS NOT NULL";
     scene.wait_text("the verification's end", sql, &bot.user_id).await?;
+    scene.fake.all_met().await?;
     let states: Vec<String> =
         sqlx::query_scalar("SELECT state FROM verifications").fetch_all(&scene.sql).await?;
     ensure!(states == ["done"], "{states:?}");

@@ -94,7 +94,7 @@ async fn a_process_that_was_frozen_at_a_signup_makes_no_second_room() -> Result<
         let worker = pair.worker_of(&bot).await?;
         ensure!(worker == 0, "the one whose listener was asked works it itself");
         pair.signal(worker, Signal::Stop)?;
-        told.sprung().await;
+        told.sprung().await?;
         anyhow::Ok(worker)
     });
     let (frozen, (status, signup)) = (frozen?, signup?);
@@ -152,7 +152,7 @@ impl Frozen {
         newcomer.answer_to(&self.bot.room, &asked).await?;
         if let Some(trap) = trap {
             // What the frozen one had asked for is carried out only now.
-            trap.sprung().await;
+            trap.sprung().await?;
         }
 
         self.pair.signal(who, Signal::Cont)?;

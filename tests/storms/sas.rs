@@ -108,7 +108,7 @@ impl Flat {
         let trap = self.scene.fake.trap(&path, skip, fault);
         let refused = self.scene.fake.refused();
         let (end, killed) = tokio::join!(verify(&self.alice, &self.bot, self.in_room), async {
-            trap.sprung().await;
+            trap.sprung().await?;
             self.scene.greenshield.kill9().await?;
             poll::until("the human's answer", PATIENCE, async || {
                 Ok((!is_answered || self.scene.fake.refused() > refused).then_some(()))

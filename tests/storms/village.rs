@@ -10,7 +10,7 @@ use crate::{
     fast::scene::{Bot, Scene},
     support::{
         fake_homeserver::{FakeHomeserver, Person},
-        poll, report,
+        report,
     },
 };
 
@@ -102,16 +102,10 @@ impl Village {
 
     /// Until everything that was said is taken in, read and answered, and nothing waits for a key.
     pub async fn caught_up(&self) -> Result<()> {
-        let caught_up = poll::until("everything to be read and answered", PATIENCE, async || {
-            let left: Option<i64> = sqlx::query_scalar(
-                "SELECT (SELECT COUNT(*) FROM inbox WHERE kind <> 'reconcile')
-                    + (SELECT COUNT(*) FROM outbox WHERE state = 'queued')",
-            )
-            .fetch_optional(&self.scene.sql)
-            .await?;
-            Ok((self.scene.fake.is_pushed() && left == Some(0)).then_some(()))
-        });
-        match caught_up.await {
+        let left = "SELECT (SELECT COUNT(*) FROM inbox WHERE kind <> 'reconcile')
+                + (SELECT COUNT(*) FROM outbox WHERE state = 'queued')";
+        let what = "everything to be read and answered";
+        match self.scene.until_none(what, PATIENCE, left, FakeHomeserver::all_pushed).await {
             Ok(()) => Ok(()),
             Err(error) => Err(error.context(self.left_over().await?)),
         }

@@ -24,7 +24,11 @@ use super::{
 };
 use crate::{
     fast::scene::{Bot, PATIENCE, Scene},
-    support::{cluster::Cluster, fake_homeserver::Person, poll, random, report},
+    support::{
+        cluster::Cluster,
+        fake_homeserver::{FakeHomeserver, Person},
+        random, report,
+    },
 };
 
 /// A scene, the secrets that went through it, and what it said.
@@ -130,12 +134,9 @@ impl Story {
 
     /// Until no to-device message is left.
     async fn taken_in(&self) -> Result<()> {
-        poll::until("the to-device messages to be taken in", PATIENCE, async || {
-            let sql = "SELECT COUNT(*) FROM inbox WHERE kind = 'to_device'";
-            let left: i64 = sqlx::query_scalar(sql).fetch_one(&self.scene.sql).await?;
-            Ok((self.scene.fake.is_to_device_pushed() && left == 0).then_some(()))
-        })
-        .await
+        let what = "the to-device messages to be taken in";
+        let left = "SELECT COUNT(*) FROM inbox WHERE kind = 'to_device'";
+        self.scene.until_none(what, PATIENCE, left, FakeHomeserver::to_device_pushed).await
     }
 
     /// Looks for every secret in `haystack`.

@@ -59,6 +59,8 @@ pub enum Fault {
     Swallowed,
     /// The answer takes its time.
     Slow(Duration),
+    /// The call is carried out and answered when the test says so, once for each call.
+    Until(Arc<Notify>),
 }
 
 impl Fault {
@@ -192,19 +194,25 @@ async fn answer(Shared(inner): Shared<Arc<Inner>>, request: Request) -> Response
             inner.lock().reach.waiting.push(call.path.clone());
             tokio::time::sleep(*wait).await;
         }
+        Some(Fault::Until(told)) => {
+            inner.lock().reach.waiting.push(call.path.clone());
+            told.notified().await;
+        }
         Some(Fault::Lost | Fault::Hang) | None => {}
     }
-    let answer = match push::ping(&inner, &call).await {
-        Some(answer) => answer,
-        None => inner.lock().answer(&call),
+    let ping = push::ping(&inner, &call).await;
+    let (status, body) = {
+        // Whoever sees what a call has done finds it among the calls.
+        let mut state = inner.lock();
+        let (status, body) = match ping.unwrap_or_else(|| state.answer(&call)) {
+            Ok(body) => (200, body),
+            Err(refusal) => {
+                (refusal.status, json!({ "errcode": refusal.errcode, "error": refusal.error }))
+            }
+        };
+        state.note(&call, status);
+        (status, body)
     };
-    let (status, body) = match answer {
-        Ok(body) => (200, body),
-        Err(refusal) => {
-            (refusal.status, json!({ "errcode": refusal.errcode, "error": refusal.error }))
-        }
-    };
-    inner.lock().note(&call, status);
     inner.news.notify_one();
     met();
     match fault {

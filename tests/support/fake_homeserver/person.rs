@@ -26,7 +26,7 @@ use greenshield::homeserver::{Actor, Homeserver};
 
 pub(super) const DECRYPTION: DecryptionSettings =
     DecryptionSettings { sender_device_trust_requirement: TrustRequirement::Untrusted };
-pub(super) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+pub(super) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// A message that was decrypted.
 #[derive(Clone, Debug)]

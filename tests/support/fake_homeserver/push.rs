@@ -189,18 +189,23 @@ impl FakeHomeserver {
 
     /// Whether everything was pushed.
     pub fn is_pushed(&self) -> bool {
-        let state = self.lock();
-        let queue = &state.queue;
-        queue.events.is_empty()
-            && queue.to_device.is_empty()
-            && queue.changed.is_empty()
-            && !queue.in_flight
+        self.all_pushed().is_some()
     }
 
-    /// Whether all to-device messages were pushed.
-    pub fn is_to_device_pushed(&self) -> bool {
+    /// How many transactions greenshield has taken, if none is under way and nothing waits for one.
+    pub fn all_pushed(&self) -> Option<usize> {
         let state = self.lock();
-        state.queue.to_device.is_empty() && !state.queue.in_flight
+        let queue = &state.queue;
+        let waits =
+            !(queue.events.is_empty() && queue.to_device.is_empty() && queue.changed.is_empty());
+        (!waits && !queue.in_flight).then_some(queue.accepted)
+    }
+
+    /// [`FakeHomeserver::all_pushed`] while events are held back.
+    pub fn to_device_pushed(&self) -> Option<usize> {
+        let state = self.lock();
+        let queue = &state.queue;
+        (queue.to_device.is_empty() && !queue.in_flight).then_some(queue.accepted)
     }
 
     /// Pushes this very transaction; the answer.

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use anyhow::{Context as _, Result};
 use tokio::sync::Notify;
 
-use super::{FakeHomeserver, Fault};
+use super::{FakeHomeserver, Fault, person::PATIENCE};
+use crate::support::poll;
 
 /// A fault that waits for its calls.
 pub struct Planned {
@@ -39,16 +41,33 @@ impl Planned {
 }
 
 /// One call that meets a fault, for a test that wants to act at that very instant.
-pub struct Trap(Arc<Notify>);
+pub struct Trap {
+    path: String,
+    met: Arc<Notify>,
+}
 
 impl Trap {
     /// Until the call has come, and met its fault.
-    pub async fn sprung(&self) {
-        self.0.notified().await;
+    pub async fn sprung(&self) -> Result<()> {
+        let sprung = tokio::time::timeout(PATIENCE, self.met.notified()).await;
+        sprung.with_context(|| format!("{} was not called", self.path))
     }
 }
 
 impl FakeHomeserver {
+    /// Until all faults have been met that were to be met a certain number of times.
+    pub async fn all_met(&self) -> Result<()> {
+        let unmet = || {
+            let state = self.lock();
+            let finite =
+                state.faults.iter().filter(|planned| (1..usize::MAX).contains(&planned.left));
+            finite.map(|planned| planned.path.clone()).collect::<Vec<_>>()
+        };
+        poll::until("all faults to be met", PATIENCE, async || Ok(unmet().is_empty().then_some(())))
+            .await
+            .with_context(|| format!("{:?}", unmet()))
+    }
+
     /// [`FakeHomeserver::fault`] until it heals, in calls as this user only.
     pub fn fault_of(&self, user: &str, path: &str, fault: Fault) {
         let planned = Planned::new(path, 0, usize::MAX, fault);
@@ -58,7 +77,7 @@ impl FakeHomeserver {
     /// After `skip` others, one call of greenshield whose path contains `path` meets `fault`.
     pub fn trap(&self, path: &str, skip: usize, fault: Fault) -> Trap {
         let planned = Planned::new(path, skip, 1, fault);
-        let trap = Trap(Arc::clone(&planned.met));
+        let trap = Trap { path: path.to_owned(), met: Arc::clone(&planned.met) };
         self.lock().faults.push(planned);
         trap
     }
