@@ -43,7 +43,10 @@ pub(super) async fn sweep_work(
     let taken = sqlx::query!(
         "-- retention.outbox
         DELETE FROM outbox WHERE send_id = ANY (ARRAY(
-            SELECT send_id FROM outbox WHERE finished_at < $1 ORDER BY finished_at LIMIT $2
+            SELECT send_id FROM outbox
+            WHERE finished_at < $1 AND sealed_content = ''
+            ORDER BY finished_at
+            LIMIT $2
         ))",
         now - YEAR,
         batch,

@@ -60,6 +60,38 @@ async fn what_is_old_goes_and_what_is_young_or_open_stays() {
     assert_eq!(again, Swept::default());
 }
 
+/// However many messages have lost their content, none of them is looked at to find one that has not; and
+/// those that have it are not looked at to find one that is to go.
+#[tokio::test]
+async fn a_sweep_looks_at_no_message_that_it_does_not_take() {
+    let database = database().await;
+    let bot = database.bot("@bot_a:x", "DEV").await;
+    for (content, days) in [("", 400), ("", 100), ("x", 100), ("x", 1)] {
+        // Of those that stay very many, of those that go one.
+        let many = if days == 1 || content.is_empty() && days == 100 { 2000 } else { 1 };
+        database
+            .execute(&format!(
+                "INSERT INTO outbox (bot_id, room_id, txn_id, event_type, sealed_content, due_at,
+                    created_at, finished_at, state)
+                SELECT {bot}, '!r', '{content}-{days}-' || n, 't', '{content}', NOW(), NOW(),
+                    NOW() - INTERVAL '{days} days', 'sent'
+                FROM GENERATE_SERIES(1, {many}) AS n"
+            ))
+            .await;
+    }
+    database.execute("ANALYZE outbox").await;
+    for rules in [Rules::Messages, Rules::Work] {
+        let mut tx = database.pool().begin().await.expect("begins");
+        let swept = sweep(&mut tx, rules, 100, Clock::system().now()).await.expect("sweeps");
+        assert_eq!(swept.taken, 1, "{rules:?}");
+        let looks = "SELECT seq_tup_read + COALESCE(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables
+            WHERE relname = 'outbox'";
+        let looked_at: i64 = sqlx::query_scalar(looks).fetch_one(&mut *tx).await.expect("looks");
+        assert!((1..20).contains(&looked_at), "{rules:?} looked at {looked_at} messages");
+        tx.commit().await.expect("commits");
+    }
+}
+
 #[tokio::test]
 async fn every_table_and_column_is_described() {
     let database = database().await;
