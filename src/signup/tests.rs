@@ -34,10 +34,10 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        Self::with(true, 1000).await
+        Self::with(true, 1000, WAIT).await
     }
 
-    async fn with(enabled: bool, attempts: u32) -> Self {
+    async fn with(enabled: bool, attempts: u32, wait: Duration) -> Self {
         let database = database().await;
         let signals = Signals::default();
         let clock = Clock::fixed(chrono::DateTime::from_timestamp(1_000_000, 0).expect("a time"));
@@ -47,7 +47,7 @@ impl Scene {
             server_name: server_name!("example.org").to_owned(),
             verification_policy: VerificationPolicy::Auto,
             attempts: Attempts::new(attempts),
-            wait: Duration::from_millis(600),
+            wait,
         };
         let signup = Signup {
             store: database.store.clone(),
@@ -92,9 +92,18 @@ impl Scene {
         self.post("/signup/api", key, &json!({"code": code, "username": username})).await
     }
 
-    /// Plays the worker: does every step of every bot, a little after the call has come.
+    /// Until a call has woken its bot, and so has committed all it has to say: each wake counts once.
+    async fn woken(&self) {
+        let taken = "WITH taken AS (
+                UPDATE bot_queue SET due_at = 'infinity' WHERE due_at < 'infinity' RETURNING bot_id
+            )
+            SELECT COUNT(*)::TEXT FROM taken";
+        self.database.wait_for(taken).await;
+    }
+
+    /// Plays the worker: does every step of every bot, once a call has woken one.
     async fn work(&self) {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        self.woken().await;
         self.database
             .execute(&format!(
                 "INSERT INTO bot_identities
@@ -116,20 +125,21 @@ impl Scene {
         self.signals.give(crate::store::Signal::Progress);
     }
 
-    async fn fail(&self, errcode: &str, retry: bool) {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        self.database
-            .execute(&format!(
-                r#"UPDATE signups SET failure = '{{"step": "user", "errcode": "{errcode}",
-                    "error": "told", "retry": {retry}, "at": null}}'"#
-            ))
-            .await;
+    /// Plays a worker whose first step fails for good, once a call has woken the bot.
+    async fn fail(&self, errcode: &str) {
+        self.woken().await;
+        let failure = failure(errcode, false);
+        self.database.execute(&format!("UPDATE signups SET failure = '{failure}'")).await;
         self.signals.give(crate::store::Signal::Progress);
     }
 
     async fn used(&self) -> String {
         self.database.text("SELECT SUM(used)::TEXT FROM signup_codes").await
     }
+}
+
+fn failure(errcode: &str, retry: bool) -> Value {
+    json!({"step": "user", "errcode": errcode, "error": "told", "retry": retry, "at": null})
 }
 
 #[tokio::test]
@@ -162,19 +172,19 @@ async fn one_call_makes_a_bot_and_a_repetition_gets_the_same_one() {
 
 #[tokio::test]
 async fn a_call_that_broke_off_is_taken_up_where_it_was() {
-    let scene = Scene::new().await;
+    let scene = Scene::with(true, 1000, Duration::from_millis(100)).await;
     scene.code("gs-many", 5).await;
-    let ((status, error), ()) =
-        tokio::join!(scene.sign_up("gs-many", "a", Some("k")), scene.fail("M_UNKNOWN", true));
+    // A worker so quick that its step has failed whenever the call looks.
+    let failure = failure("M_UNKNOWN", true);
+    let fails = format!("ALTER TABLE signups ALTER failure SET DEFAULT '{failure}'");
+    scene.database.execute(&fails).await;
+    let (status, error) = scene.sign_up("gs-many", "a", Some("k")).await;
     assert_eq!((status, &error["errcode"]), (502, &"GREENSHIELD_HOMESERVER_UNREACHABLE".into()));
-    assert_eq!(error["steps"]["user"], false);
+    assert_eq!((&error["steps"]["user"], &error["step"]), (&false.into(), &"user".into()));
+    assert!(error["error"].as_str().expect("a text").contains("(told)"), "{error}");
 
-    let ((status, error), ()) =
-        tokio::join!(scene.sign_up("gs-many", "a", Some("k")), scene.fail("M_FORBIDDEN", false));
-    assert_eq!((status, &error["errcode"]), (502, &"M_FORBIDDEN".into()));
-    assert_eq!(error["error"], "told");
-
-    let ((status, done), ()) = tokio::join!(scene.sign_up("gs-many", "a", Some("k")), scene.work());
+    scene.work().await;
+    let (status, done) = scene.sign_up("gs-many", "a", Some("k")).await;
     assert_eq!(status, 200, "{done}");
     assert_eq!(scene.used().await, "1");
 
@@ -184,11 +194,25 @@ async fn a_call_that_broke_off_is_taken_up_where_it_was() {
 }
 
 #[tokio::test]
+async fn a_step_that_failed_for_good_is_told_and_tried_again_by_the_next_call() {
+    let scene = Scene::new().await;
+    scene.code("gs-many", 5).await;
+    let ((status, error), ()) =
+        tokio::join!(scene.sign_up("gs-many", "a", Some("k")), scene.fail("M_FORBIDDEN"));
+    assert_eq!((status, &error["errcode"]), (502, &"M_FORBIDDEN".into()));
+    assert_eq!((&error["step"], &error["error"]), (&"user".into(), &"told".into()));
+
+    let ((status, done), ()) = tokio::join!(scene.sign_up("gs-many", "a", Some("k")), scene.work());
+    assert_eq!(status, 200, "{done}");
+    assert_eq!(scene.used().await, "1");
+}
+
+#[tokio::test]
 async fn a_name_that_the_homeserver_refuses_costs_no_use() {
     let scene = Scene::new().await;
     scene.code("gs-one", 1).await;
     let ((status, error), ()) =
-        tokio::join!(scene.sign_up("gs-one", "a", None), scene.fail("M_USER_IN_USE", false));
+        tokio::join!(scene.sign_up("gs-one", "a", None), scene.fail("M_USER_IN_USE"));
     assert_eq!((status, &error["errcode"]), (409, &"M_USER_IN_USE".into()));
     assert_eq!(scene.used().await, "0");
 
@@ -225,11 +249,11 @@ async fn mistakes_are_told_by_code() {
     let (expired, error) = scene.sign_up("gs-one", "a", None).await;
     assert_eq!((expired, &error["errcode"]), (403, &"GREENSHIELD_INVALID_CODE".into()));
 
-    let off = Scene::with(false, 10).await;
+    let off = Scene::with(false, 10, WAIT).await;
     let (disabled, error) = off.sign_up("gs-one", "a", None).await;
     assert_eq!((disabled, &error["errcode"]), (503, &"GREENSHIELD_SIGNUP_DISABLED".into()));
 
-    let hasty = Scene::with(true, 1).await;
+    let hasty = Scene::with(true, 1, WAIT).await;
     hasty.sign_up("gs-one", "a", None).await;
     let (limited, error) = hasty.sign_up("gs-one", "a", None).await;
     assert_eq!((limited, &error["errcode"]), (429, &"M_LIMIT_EXCEEDED".into()));
@@ -263,15 +287,12 @@ async fn crosssign_finishes_what_is_missing() {
     let scene = Scene::new().await;
     scene.code("gs-one", 1).await;
     let ((_, bot), ()) = tokio::join!(scene.sign_up("gs-one", "a", None), scene.work());
-    scene
-        .database
-        .execute(r#"UPDATE signups SET steps = steps || '{"keys": false}'; DELETE FROM bot_queue"#)
-        .await;
+    scene.database.execute(r#"UPDATE signups SET steps = steps || '{"keys": false}'"#).await;
     let body = json!({"access_token": bot["access_token"]});
-    let ((status, _), ()) =
+    // The work is done only because this wakes the bot once more.
+    let ((status, identity), ()) =
         tokio::join!(scene.post("/signup/api/crosssign", None, &body), scene.work());
-    assert_eq!(status, 200);
-    assert_eq!(scene.database.text("SELECT COUNT(*)::TEXT FROM bot_queue").await, "1");
+    assert_eq!((status, &identity["device_signed"]), (200, &true.into()));
 }
 
 #[tokio::test]

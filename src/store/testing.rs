@@ -21,7 +21,7 @@ use crate::{clock::Clock, model::BotId};
 const TEMPLATE_LOCK: i64 = 0x6772_6565_6e74_6573;
 
 /// The longest that a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A database left behind by a test that was killed is dropped when it is as old as this.
 const STALE: Duration = Duration::from_hours(1);
@@ -87,12 +87,17 @@ impl TestDatabase {
         sqlx::query_scalar(sql).fetch_one(self.pool()).await.expect("one text")
     }
 
-    /// Until some statement waits for a lock: asked again and again, as fast as the database answers.
+    /// Until this statement counts something: asked again and again, as fast as the database answers.
+    pub(crate) async fn wait_for(&self, count: &str) {
+        let counted = async { while self.text(count).await == "0" {} };
+        tokio::time::timeout(PATIENCE, counted).await.expect(count);
+    }
+
+    /// Until some statement waits for a lock.
     pub(crate) async fn wait_for_a_lock(&self) {
         let waiting = "SELECT COUNT(*)::TEXT FROM pg_stat_activity
             WHERE datname = CURRENT_DATABASE() AND wait_event_type = 'Lock'";
-        let waits = async { while self.text(waiting).await == "0" {} };
-        tokio::time::timeout(PATIENCE, waits).await.expect("something waits for a lock");
+        self.wait_for(waiting).await;
     }
 
     /// A new bot.

@@ -121,10 +121,7 @@ mod tests {
             database.store.run(ask).await.expect("asks");
             database
         });
-        assert!(database.store.warm.take().is_some_and(|conn| {
-            database.store.warm.put(conn);
-            true
-        }));
+        assert_eq!(database.store.warm.stack.lock().expect("whole").len(), 1);
         drop(runtime);
         drop(database);
     }

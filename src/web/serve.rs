@@ -157,15 +157,18 @@ mod tests {
 
     use super::*;
 
+    /// None that a test meets: each says itself which one it is about.
     const BOUNDS: Bounds = Bounds {
         listener: "test",
         body_bytes: 100,
         timeout: Duration::from_secs(5),
         connections: 2,
-        idle: Duration::from_millis(200),
-        taken: Duration::from_millis(200),
+        idle: Duration::from_secs(60),
+        taken: Duration::from_secs(60),
         life: None,
     };
+    /// For a bound that is to be met.
+    const SHORT: Duration = Duration::from_millis(200);
 
     /// Runs `client` against a listener with these bounds, on which a peer that is no proxy has `most`
     /// connections.
@@ -207,7 +210,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_says_nothing_is_let_go_and_makes_room() {
-        let answer = with(BOUNDS, 3, async |addr| {
+        let answer = with(Bounds { idle: SHORT, ..BOUNDS }, 3, async |addr| {
             let mut idle = Vec::new();
             for _ in 0..BOUNDS.connections {
                 idle.push(say(addr, "GET / HTTP/1.1\r\nX-A: ").await);
@@ -220,7 +223,7 @@ mod tests {
 
     /// Reads a little all the time, as long as there is anything.
     async fn sips(stream: &mut TcpStream) {
-        let (mut sip, mut every) = ([0; 64], tokio::time::interval(BOUNDS.taken / 20));
+        let (mut sip, mut every) = ([0; 64], tokio::time::interval(SHORT / 20));
         while stream.read(&mut sip).await.is_ok_and(|read| read > 0) {
             every.tick().await;
         }
@@ -230,9 +233,7 @@ mod tests {
     /// Some read nothing at all, some a little all the time.
     #[tokio::test]
     async fn who_does_not_read_is_let_go_and_makes_room() {
-        // Long enough that a place is not free because whoever says nothing has left it.
-        let bounds = Bounds { idle: Duration::from_secs(60), ..BOUNDS };
-        let answer = with(bounds, 3, async |addr| {
+        let answer = with(Bounds { taken: SHORT, ..BOUNDS }, 3, async |addr| {
             let mut deaf = Vec::new();
             for _ in 0..BOUNDS.connections {
                 let socket = TcpSocket::new_v4().expect("a socket");
@@ -258,23 +259,23 @@ mod tests {
 
     #[tokio::test]
     async fn an_old_connection_ends_with_an_answer_and_never_within_one() {
-        let one = "GET /large HTTP/1.1\r\n\r\n";
-        let taken = Duration::from_secs(5);
-        let young = Bounds { life: Some(Duration::from_secs(60)), taken, ..BOUNDS };
-        let old = Bounds { life: Some(Duration::ZERO), taken, ..BOUNDS };
+        // The last one is of a version that ends the connection by itself.
+        let four = "GET /large HTTP/1.1\r\n\r\n".repeat(3) + "GET / HTTP/1.0\r\n\r\n";
+        let young = Bounds { life: Some(Duration::from_secs(60)), ..BOUNDS };
+        let old = Bounds { life: Some(Duration::ZERO), ..BOUNDS };
         for (bounds, answers) in [(young, 3), (old, 1)] {
-            let answer = with(bounds, 2, async |addr| ask(addr, &one.repeat(3)).await).await;
+            let answer = with(bounds, 2, async |addr| ask(addr, &four).await).await;
             let heads = answer.matches("HTTP/1.1 200 OK").count();
             let (bytes, ends) = (answer.matches('x').count(), answer.contains("connection: close"));
             assert!(bytes >= answers << 20, "{bytes} bytes in {heads} answers");
             assert_eq!((heads, ends), (answers, answers == 1));
+            assert_eq!(answer.ends_with("here"), answers == 3);
         }
     }
 
     #[tokio::test]
     async fn one_peer_does_not_get_all_connections() {
-        let bounds = Bounds { connections: 10, idle: Duration::from_secs(60), ..BOUNDS };
-        with(bounds, 2, async |addr| {
+        with(Bounds { connections: 10, ..BOUNDS }, 2, async |addr| {
             let waiting = "GET / HTTP/1.1\r\nX-A: ";
             let mut held = vec![say(addr, waiting).await, say(addr, waiting).await];
             let mut refused = TcpStream::connect(addr).await.expect("the kernel takes it");

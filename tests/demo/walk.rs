@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::{
-    scene::{Scene, text, unmarked},
+    scene::{Scene, reads, text, unmarked},
     support::{
         greenshield::Greenshield,
         human::{Engine, LoginOptions, PATIENCE, Phase, Via},
@@ -91,7 +91,8 @@ async fn reads_and_answers(scene: &Scene<'_>, telling: &Telling) -> Result<()> {
     telling.detail("event", &answer.event_id);
 
     telling.part("B", "No warning \"encrypted by a device not verified by its owner\"");
-    unmarked(&first).context("the first message is marked")?;
+    let read = reads(&*scene.human, &scene.room, &first.event_id).await;
+    read.context("the first message is marked")?;
     unmarked(&answer).context("the answer is marked")?;
     telling.done("the human's client shows no mark beside either message");
     let identity = scene.world.greenshield.crosssign(&text(&scene.signup, "access_token")?).await?;

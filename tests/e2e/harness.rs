@@ -6,8 +6,9 @@
 use anyhow::{Context as _, Result, ensure};
 use tokio::sync::OnceCell;
 
+use super::scene::reads;
 use crate::support::{
-    human::{Colour, Engine, Human, LoginOptions, PATIENCE, Phase, Via},
+    human::{Engine, Human, LoginOptions, PATIENCE, Phase, Via},
     poll,
     postgres::Database,
     synapse::Synapse,
@@ -155,10 +156,11 @@ async fn talk_and_verify(hers: Engine, his: Engine) -> Result<()> {
     let sent = alice.send_text(&room, "Hello Bob").await?;
     let seen = bob.wait_message(&room, alice.user_id(), Some("Hello Bob"), PATIENCE).await?;
     ensure!(seen.event_id == sent && seen.encrypted && seen.decrypted, "{seen:?}");
-    ensure!(seen.shield.colour == Colour::None, "{seen:?}");
+    reads(&*bob, &room, &sent).await?;
     bob.send_text(&room, "Hello Alice").await?;
     let seen = alice.wait_message(&room, bob.user_id(), Some("Hello Alice"), PATIENCE).await?;
-    ensure!(seen.encrypted && seen.shield.colour == Colour::None, "{seen:?}");
+    ensure!(seen.encrypted, "{seen:?}");
+    reads(&*alice, &room, &seen.event_id).await?;
     ensure!(!alice.user_trust(bob.user_id()).await?.verified, "verified before verification");
 
     let (ours, theirs) = compare(&*alice, &*bob, Via::Room(&room)).await?;

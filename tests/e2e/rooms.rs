@@ -3,9 +3,9 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use super::scene::{Scene, unmarked};
+use super::scene::{Scene, reads, unmarked};
 use crate::support::{
-    human::{Colour, Engine, Human, NewRoom, PATIENCE},
+    human::{Engine, Human, NewRoom, PATIENCE},
     poll, random,
     world::World,
 };
@@ -149,16 +149,4 @@ impl Party<'_> {
         let count = sqlx::query_scalar("SELECT COUNT(*) FROM outbox WHERE room_id = $1");
         Ok(count.bind(&self.room).fetch_one(&sql).await?)
     }
-}
-
-/// The human's client shows this event decrypted, and without a mark.
-async fn reads(human: &dyn Human, room: &str, event_id: &str) -> Result<()> {
-    let what = format!("{} to read {event_id}", human.user_id());
-    poll::until(&what, PATIENCE, async || {
-        let stuck = human.utd_events(room).await?;
-        let seen = human.shield(room, event_id).await;
-        let unmarked = seen.is_ok_and(|shield| shield.colour == Colour::None);
-        Ok((unmarked && stuck.iter().all(|stuck| stuck.event_id != event_id)).then_some(()))
-    })
-    .await
 }

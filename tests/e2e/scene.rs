@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::support::{
     human::{Colour, Engine, Human, PATIENCE, Phase, Seen, Via},
-    random,
+    poll, random,
     world::World,
 };
 
@@ -68,7 +68,7 @@ impl<'w> Scene<'w> {
     /// earlier one is not taken for it, and then looked at with the human's eyes.
     pub async fn answer_to(&self, room: &str, asked: &str) -> Result<Seen> {
         let answer = self.event_id_of_answer(asked).await?;
-        let seen = crate::support::poll::until("the answer", PATIENCE, async || {
+        let seen = poll::until("the answer", PATIENCE, async || {
             let seen = self.human.wait_message(room, self.bot(), Some("pong"), PATIENCE).await?;
             let shield = self.human.shield(room, &answer).await;
             Ok(shield.ok().map(|shield| Seen { event_id: answer.clone(), shield, ..seen }))
@@ -81,7 +81,7 @@ impl<'w> Scene<'w> {
     /// The event id of the bot's answer, from greenshield's own record.
     pub async fn event_id_of_answer(&self, asked: &str) -> Result<String> {
         let sql = self.world.sql().await?;
-        crate::support::poll::until("an answer in the outbox", PATIENCE, async || {
+        poll::until("an answer in the outbox", PATIENCE, async || {
             let row: Option<(Option<String>,)> = sqlx::query_as(
                 "SELECT o.event_id FROM outbox o JOIN bots b USING (bot_id)
                 WHERE b.user_id = $1 AND o.txn_id = 'respond-' || $2 AND o.state = 'sent'",
@@ -129,22 +129,18 @@ impl<'w> Scene<'w> {
     /// The newest verification of the bot by this human, once it is in this state.
     pub async fn wait_row(&self, state: &str) -> Result<Value> {
         let sql = self.world.sql().await?;
-        crate::support::poll::until(
-            &format!("a verification that is {state}"),
-            PATIENCE,
-            async || {
-                let row: Option<(String, Value)> = sqlx::query_as(
-                    "SELECT v.state, to_jsonb(v) FROM verifications v JOIN bots b USING (bot_id)
+        poll::until(&format!("a verification that is {state}"), PATIENCE, async || {
+            let row: Option<(String, Value)> = sqlx::query_as(
+                "SELECT v.state, to_jsonb(v) FROM verifications v JOIN bots b USING (bot_id)
                 WHERE b.user_id = $1 AND v.other_user_id = $2
                 ORDER BY v.verification_id DESC LIMIT 1",
-                )
-                .bind(self.bot())
-                .bind(self.human.user_id())
-                .fetch_optional(&sql)
-                .await?;
-                Ok(row.filter(|(now, _)| now == state).map(|(_, row)| row))
-            },
-        )
+            )
+            .bind(self.bot())
+            .bind(self.human.user_id())
+            .fetch_optional(&sql)
+            .await?;
+            Ok(row.filter(|(now, _)| now == state).map(|(_, row)| row))
+        })
         .await
     }
 
@@ -163,6 +159,21 @@ impl<'w> Scene<'w> {
 pub fn unmarked(seen: &Seen) -> Result<()> {
     ensure!(seen.shield.colour == Colour::None, "{seen:?}");
     Ok(())
+}
+
+/// The human's client shows this event decrypted, and without a mark. Not always at once: of somebody whom
+/// it has just met it may still be asking for the keys.
+pub async fn reads(human: &dyn Human, room: &str, event_id: &str) -> Result<()> {
+    let what = format!("{} to read {event_id}", human.user_id());
+    let mut seen = None;
+    let read = poll::until(&what, PATIENCE, async || {
+        let stuck = human.utd_events(room).await?;
+        let shield = seen.insert(human.shield(room, event_id).await);
+        let unmarked = shield.as_ref().is_ok_and(|shield| shield.colour == Colour::None);
+        Ok((unmarked && stuck.iter().all(|stuck| stuck.event_id != event_id)).then_some(()))
+    })
+    .await;
+    read.with_context(|| format!("it shows {seen:?}"))
 }
 
 pub fn text(json: &Value, key: &str) -> Result<String> {

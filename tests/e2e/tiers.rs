@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::scene::{Scene, text, unmarked};
+use super::scene::{Scene, reads, text, unmarked};
 use crate::support::{
     human::{Engine, PATIENCE, Via},
     world::World,
@@ -29,7 +29,7 @@ async fn tiers(engine: Engine) -> Result<()> {
     let answer = scene.ping().await?;
 
     // B: no warning beside them.
-    unmarked(&first)?;
+    reads(&*scene.human, &scene.room, &first.event_id).await?;
     unmarked(&answer)?;
     let token = text(&scene.signup, "access_token")?;
     let identity = world.greenshield.crosssign(&token).await?;

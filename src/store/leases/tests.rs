@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 use super::*;
 use crate::{
     clock::Clock,
-    store::testing::{TestDatabase, database},
+    store::testing::{PATIENCE, TestDatabase, database},
 };
 
 const LEASE: Duration = Duration::from_mins(1);
@@ -65,7 +65,7 @@ async fn a_death_is_noticed_once_and_a_farewell_is_none() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), noticed).await.expect("notices");
+    tokio::time::timeout(PATIENCE, noticed).await.expect("notices");
     let after = outage(&database).await;
     assert_ne!(after, before);
     assert_eq!(renew(&mut stays, TimeDelta::zero()).await, (64, false));
