@@ -1,4 +1,4 @@
-//! What upstream's suite leaves open, or to the system's clock.
+//! What upstream's suite leaves open.
 
 use chrono::{DateTime, TimeDelta};
 use matrix_sdk_crypto::{
@@ -72,38 +72,6 @@ async fn of_copies_of_a_room_key_that_come_at_once_the_one_that_opens_more_is_ke
         store.save_changes(changes).await.expect("saves");
         let kept = store.get_inbound_group_session(key.room_id(), key.session_id()).await;
         assert_eq!(kept.expect("reads").expect("there").first_known_index(), 0);
-    }
-}
-
-/// Upstream's test of leases, without its naps.
-#[tokio::test]
-async fn a_lock_is_its_holders_until_the_lease_ends_and_each_change_of_holder_is_counted() {
-    let database = database().await;
-    let clock = Clock::fixed(DateTime::from_timestamp(1_000_000, 0).expect("a time"));
-    let store = PgCryptoStore::unfenced(database.store.clone(), database.bot("@a:x", "BOT").await)
-        .with_clock(clock.clone());
-    // Who asks after how many milliseconds, for how many, and the generation that is given.
-    let steps = [
-        (0, "alice", 0, Some(1)),
-        (0, "alice", 300, Some(1)),
-        (0, "alice", 300, Some(1)),
-        (0, "bob", 300, None),
-        (0, "bob", 300, None),
-        (50, "bob", 300, None),
-        (250, "bob", 300, None),
-        (1, "bob", 0, Some(2)),
-        (1, "alice", 0, Some(3)),
-        (1, "bob", 300, Some(4)),
-        (0, "alice", 300, None),
-        (0, "bob", 300, Some(4)),
-        // Extended: the first 300 are over.
-        (299, "bob", 300, Some(4)),
-        (299, "alice", 300, None),
-    ];
-    for (step, (nap, holder, lease, expected)) in steps.into_iter().enumerate() {
-        clock.advance(TimeDelta::milliseconds(nap));
-        let given = store.try_take_leased_lock(lease, "key", holder).await.expect("asks");
-        assert_eq!(given, expected, "step {step}: {holder}");
     }
 }
 

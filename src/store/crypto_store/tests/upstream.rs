@@ -1,6 +1,4 @@
-//! The suite that every store of the SDK has to pass, run unchanged. Of its two parts the one about time,
-//! a single test, naps by the system's clock, which a slow machine oversleeps: [`rows`](super::rows) has
-//! that one by a clock of its own.
+//! The suite that every store of the SDK has to pass, run whole and unchanged.
 //!
 //! It names its stores, and expects the same name to open the same data. Each name is a bot here and
 //! all of them share one database, which makes the suite a test of isolation too.
@@ -14,7 +12,7 @@
 
 use std::{collections::HashMap, sync::LazyLock};
 
-use matrix_sdk_crypto::cryptostore_integration_tests;
+use matrix_sdk_crypto::{cryptostore_integration_tests, cryptostore_integration_tests_time};
 use tokio::sync::Mutex;
 
 use super::super::PgCryptoStore;
@@ -67,3 +65,4 @@ async fn get_store(name: &str, _passphrase: Option<&str>, clear_data: bool) -> P
 }
 
 cryptostore_integration_tests!();
+cryptostore_integration_tests_time!();
