@@ -55,12 +55,6 @@ async fn forgotten(pair: &Pair, refused: usize) -> Result<()> {
     .await
 }
 
-/// Until the next transaction is held before its commit; who takes it in.
-async fn taking_in(pair: &Pair, holds: &mut Holds) -> Result<usize> {
-    ensure!(holds.reached(PATIENCE).await?, "no transaction came");
-    Ok(pair.scene.fake.last_reached())
-}
-
 /// When the last outage ended, as far as anybody has noticed.
 async fn outage(pair: &Pair) -> Result<String> {
     let sql = "SELECT CONCAT(reconcile_before) FROM homeserver_state";
@@ -85,8 +79,9 @@ async fn reads(pair: &Pair, alice: &Person, bot: &Bot, phone: &Person) -> Result
 async fn what_came_while_both_were_dead_is_asked_for_when_both_start_at_once() -> Result<()> {
     let (mut pair, _, alice, bot) = start().await?;
     kill_both(&mut pair).await?;
+    let refused = pair.scene.fake.refused();
     let phone = alice.another_device("PHONE").await?;
-    forgotten(&pair, 0).await?;
+    forgotten(&pair, refused).await?;
     start_both(&mut pair).await?;
     reads(&pair, &alice, &bot, &phone).await?;
 
@@ -107,12 +102,13 @@ async fn what_came_while_both_were_dead_is_asked_for_when_both_start_at_once() -
 async fn what_a_process_took_with_it_is_asked_for_by_the_other() -> Result<()> {
     let (mut pair, mut holds, alice, bot) = start().await?;
     let before = outage(&pair).await?;
+    let refused = pair.scene.fake.refused();
     holds.arm(Some("transactions"), 0, Moment::Statement).await?;
     let phone = alice.another_device("PHONE").await?;
-    let killed = taking_in(&pair, &mut holds).await?;
+    let killed = pair.held(&mut holds).await?;
     pair.greenshield(killed).kill9().await?;
     holds.let_go(Fate::Dies).await?;
-    forgotten(&pair, 0).await?;
+    forgotten(&pair, refused).await?;
     noticed(&pair, &before).await?;
     reads(&pair, &alice, &bot, &phone).await?;
     pair.greenshield(killed).start().await?;
@@ -121,7 +117,7 @@ async fn what_a_process_took_with_it_is_asked_for_by_the_other() -> Result<()> {
 
     holds.arm(Some("transactions"), 0, Moment::Statement).await?;
     let (end, died) = tokio::join!(alice.verify(&bot.user_id, &bot.device_id), async {
-        let killed = taking_in(&pair, &mut holds).await?;
+        let killed = pair.held(&mut holds).await?;
         pair.greenshield(killed).kill9().await?;
         holds.let_go(Fate::Dies).await
     });
@@ -137,12 +133,13 @@ async fn what_a_process_took_with_it_is_asked_for_by_the_other() -> Result<()> {
 async fn what_a_frozen_process_has_is_asked_for_when_its_lease_ends() -> Result<()> {
     let (mut pair, mut holds, alice, bot) = start().await?;
     let before = outage(&pair).await?;
+    let refused = pair.scene.fake.refused();
     holds.arm(Some("transactions"), 0, Moment::Statement).await?;
     let phone = alice.another_device("PHONE").await?;
-    let frozen = taking_in(&pair, &mut holds).await?;
+    let frozen = pair.held(&mut holds).await?;
     pair.signal(frozen, Signal::Stop)?;
     holds.let_go(Fate::Goes).await?;
-    forgotten(&pair, 0).await?;
+    forgotten(&pair, refused).await?;
     noticed(&pair, &before).await?;
     reads(&pair, &alice, &bot, &phone).await?;
     pair.signal(frozen, Signal::Cont)?;

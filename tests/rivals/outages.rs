@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use chrono::{DateTime, Local, NaiveDateTime, Utc};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
@@ -25,8 +26,12 @@ const AREA: &str = "Outages of the homeserver";
 /// What was asked for because no transaction brought it.
 const RECONCILED: &str = "greenshield_reconciled_to_device_total";
 
-/// Much less than the minutes that Synapse lets pass between two attempts.
-const SOON: Duration = Duration::from_secs(15);
+/// Sooner than the ping of every minute, which would tell, too.
+const SOON: Duration = Duration::from_secs(30);
+/// Synapse would not come by itself for as long as this when greenshield is back.
+const AWAY: Duration = Duration::from_secs(20);
+/// How Synapse tells in its log when it will.
+const RETRIES: &str = "Scheduling retries on greenshield in ";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_homeserver_that_was_refused_is_told_when_the_database_is_back() -> Result<()> {
@@ -137,7 +142,7 @@ async fn what_the_homeserver_did_not_wait_for_is_asked_for() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn synapse_and_greenshield_go_away_in_turn_and_everything_is_answered() -> Result<()> {
-    // How late Synapse would come by itself when greenshield is back.
+    // How long Synapse lets pass between two attempts at the end of the rotations.
     let backoff = if report::is_large() { 64.0 } else { 8.0 };
     let mut world = World::start().await?;
     let scene = RealScene::open(&world, Engine::Rust).await?;
@@ -150,7 +155,7 @@ async fn synapse_and_greenshield_go_away_in_turn_and_everything_is_answered() ->
     // greenshield is away, and the key of the room changes whenever bob leaves.
     world.greenshield.stop().await?;
     let mut rotations = 0;
-    while last_backoff(&world)? < backoff {
+    while next_attempt(&world)?.is_none_or(|(wait, _)| wait < backoff) {
         human.invite(&room, bob.user_id()).await?;
         bob.join(&room).await?;
         human.wait_member(&room, bob.user_id(), "join", PATIENCE).await?;
@@ -160,12 +165,21 @@ async fn synapse_and_greenshield_go_away_in_turn_and_everything_is_answered() ->
         asked.push(human.send_text(&room, "!ping").await?);
         rotations += 1;
     }
+    let due = poll::until("Synapse to wait for long", 2 * PATIENCE, async || {
+        let due = next_attempt(&world)?.map(|(_, due)| due);
+        Ok(due.filter(|due| *due > Utc::now() + AWAY))
+    })
+    .await?;
     world.greenshield.start().await?;
     let back = Instant::now();
+    let would_wait = (due - Utc::now()).as_seconds_f64();
     let scene = RealScene { world: &world, human, signup, room, username, code };
     scene.event_id_of_answer(&asked[0]).await?;
     let first = back.elapsed();
-    ensure!(first.as_secs_f64() < backoff / 2.0, "the first answer came after {first:?}");
+    let sql = world.sql().await?;
+    let sent = "SELECT finished_at FROM outbox WHERE txn_id = 'respond-' || $1";
+    let sent: DateTime<Utc> = sqlx::query_scalar(sent).bind(&asked[0]).fetch_one(&sql).await?;
+    ensure!(sent < due, "the first answer came at {sent}, and Synapse by itself at {due}");
     for asked in &asked {
         unmarked(&scene.answer_to(&scene.room, asked).await?)?;
     }
@@ -182,7 +196,6 @@ async fn synapse_and_greenshield_go_away_in_turn_and_everything_is_answered() ->
         again.push(scene.human.send_text(&scene.room, "!ping").await?);
     }
     // A Synapse that is killed forgets what it had queued for us, and nobody can know.
-    let sql = world.sql().await?;
     poll::until("all to have been pushed", PATIENCE, async || {
         let events = sqlx::query_scalar("SELECT COUNT(*) FROM events WHERE event_id = ANY($1)");
         let pushed: i64 = events.bind(&again).fetch_one(&sql).await?;
@@ -225,7 +238,7 @@ async fn synapse_and_greenshield_go_away_in_turn_and_everything_is_answered() ->
     let failed: i64 = sqlx::query_scalar(log).fetch_one(&sql).await?;
     ensure!(failed == 0, "{failed} events could not be decrypted");
     let note = format!(
-        "With a real Synapse that would have waited {backoff} s more, the first answer came {:.1} s after greenshield was back, and all {} messages, said with {rotations} room keys that greenshield was not there to get, were answered {:.1} s after; a Synapse that was killed was found again, and each message was answered once.",
+        "With a real Synapse that would have waited {would_wait:.0} s more, the first answer came {:.1} s after greenshield was back, and all {} messages, said with {rotations} room keys that greenshield was not there to get, were answered {:.1} s after; a Synapse that was killed was found again, and each message was answered once.",
         first.as_secs_f64(),
         asked.len(),
         all.as_secs_f64()
@@ -254,12 +267,17 @@ async fn wait_ready(greenshield: &Greenshield, ready: bool) -> Result<()> {
     .await
 }
 
-/// How many seconds Synapse let pass before its last attempt to reach greenshield, or will.
-fn last_backoff(world: &World) -> Result<f64> {
+/// How many seconds Synapse lets pass before its next attempt to reach greenshield, and when that is.
+fn next_attempt(world: &World) -> Result<Option<(f64, DateTime<Utc>)>> {
     let log = std::fs::read_to_string(world.synapse.log()).context("Synapse's log")?;
-    let seconds = log.rsplit("Scheduling retries on greenshield in ").next();
-    let seconds = seconds.and_then(|rest| rest.split('s').next()?.parse().ok());
-    Ok(seconds.unwrap_or_default())
+    let Some((before, wait)) = log.lines().rev().find_map(|line| line.split_once(RETRIES)) else {
+        return Ok(None);
+    };
+    let wait: f64 = wait.trim_end_matches('s').parse().with_context(|| wait.to_owned())?;
+    let said = before.split(" INFO ").next().unwrap_or_default();
+    let said = NaiveDateTime::parse_from_str(said, "%Y-%m-%d %H:%M:%S,%3f")?;
+    let said = said.and_local_timezone(Local).single().context("a time")?;
+    Ok(Some((wait, said.to_utc() + Duration::from_secs_f64(wait))))
 }
 
 /// How many messages the bot has sent into its room, as the homeserver tells.

@@ -10,10 +10,14 @@ use super::{quiet, watch};
 use crate::{
     fast::scene::{Bot, PATIENCE, Scene},
     support::{
-        fake_homeserver::Person, greenshield::Greenshield, poll, postgres::Database,
+        fake_homeserver::Person, greenshield::Greenshield, hold::Holds, poll, postgres::Database,
         process::Signal,
     },
 };
+
+/// A look for free shards comes every third of a lease, and first the way to the database may have to be
+/// found again.
+const SHARING: Duration = Duration::from_secs(120);
 
 pub const NAMES: [&str; 2] = ["one", "other"];
 
@@ -73,7 +77,7 @@ impl Pair {
 
     /// Until both have half of the shards.
     pub async fn shared(&self) -> Result<()> {
-        poll::until("both to have half of the shards", PATIENCE, async || {
+        poll::until("both to have half of the shards", SHARING, async || {
             Ok((self.shares().await? == [32, 32]).then_some(()))
         })
         .await
@@ -81,10 +85,22 @@ impl Pair {
 
     /// Until one of them has all.
     pub async fn has_all(&self, which: usize) -> Result<()> {
-        poll::until("one to have all of the shards", PATIENCE, async || {
+        poll::until("one to have all of the shards", SHARING, async || {
             Ok((self.shares().await?[which] == 64).then_some(()))
         })
         .await
+    }
+
+    /// The leases of this one, which is dead, would last for an hour: nothing but its free lock tells.
+    pub async fn lasts_long(&self, dead: usize) -> Result<()> {
+        sqlx::query(
+            "UPDATE shards SET expires_at = NOW() + INTERVAL '1 hour'
+            WHERE owner IN (SELECT process_id FROM watch.names WHERE name = $1)",
+        )
+        .bind(NAMES[dead])
+        .execute(&self.scene.sql)
+        .await?;
+        Ok(())
     }
 
     /// Who works this bot now.
@@ -100,7 +116,13 @@ impl Pair {
         .bind(user_id)
         .fetch_one(&self.scene.sql)
         .await?;
-        NAMES.iter().position(|known| *known == name).context(name)
+        named(name)
+    }
+
+    /// Until one is held where it was to be; which one.
+    pub async fn held(&self, holds: &mut Holds) -> Result<usize> {
+        ensure!(holds.reached(PATIENCE).await?, "nothing was held");
+        named(holds.held_name().await?)
     }
 
     /// A bot of a shard that this one works: bots are dealt to the shards in turn, and the first half
@@ -155,6 +177,10 @@ impl Pair {
     pub fn database_url(&self) -> Url {
         self.database.url()
     }
+}
+
+fn named(name: String) -> Result<usize> {
+    NAMES.iter().position(|known| *known == name).context(name)
 }
 
 /// Asserts that each of these messages was answered exactly once, and that the bot said nothing else

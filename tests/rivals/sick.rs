@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, PgPool};
 
 use super::quiet;
 use crate::{
@@ -18,8 +18,37 @@ use crate::{
     },
 };
 
-/// What the others must answer within, whatever happens to the sick one.
+/// What the others answer within, whatever happens to the sick one.
 const UNSLOWED: Duration = Duration::from_secs(4);
+
+/// Pings until an answer comes unslowed, a few times at most: a busy machine is slow now and then, what
+/// waits for the sick one is slow as long as that is sick. The slowest.
+async fn unslowed<T>(mut ping: impl AsyncFnMut() -> Result<T>) -> Result<Duration> {
+    let mut slowest = Duration::ZERO;
+    for _ in 0..5 {
+        let began = Instant::now();
+        ping().await?;
+        let took = began.elapsed();
+        slowest = slowest.max(took);
+        if took < UNSLOWED {
+            return Ok(slowest);
+        }
+    }
+    anyhow::bail!("another bot was always slow, and took up to {slowest:?}")
+}
+
+/// Asserts that nothing of this bot has failed: it says nothing, and no message took two attempts.
+async fn unharmed(sql: &PgPool, bot: &str) -> Result<()> {
+    let (error, again): (Option<String>, i64) = sqlx::query_as(
+        "SELECT last_error, (SELECT COUNT(*) FROM outbox o WHERE o.bot_id = b.bot_id AND attempts > 0)
+        FROM bots b WHERE user_id = $1",
+    )
+    .bind(bot)
+    .fetch_one(sql)
+    .await?;
+    ensure!(error.is_none() && again == 0, "another bot: {error:?}, {again} messages tried again");
+    Ok(())
+}
 
 /// What becomes of the sick bot.
 #[derive(Clone, Copy, Debug)]
@@ -90,10 +119,9 @@ impl Ward {
 
     async fn others_answer(&mut self) -> Result<()> {
         for other in &self.others {
-            let began = Instant::now();
-            self.alice.ping(&other.room).await?;
-            self.slowest = self.slowest.max(began.elapsed());
-            ensure!(self.slowest < UNSLOWED, "another bot took {:?}", self.slowest);
+            let took = unslowed(async || self.alice.ping(&other.room).await).await?;
+            self.slowest = self.slowest.max(took);
+            unharmed(&self.scene.sql, &other.user_id).await?;
         }
         Ok(())
     }
@@ -231,7 +259,7 @@ async fn a_bot_with_damaged_rows_is_healed_or_says_so_and_others_go_on() -> Resu
     ensure!(ward.scene.fake.unsigned().is_empty(), "an unsigned device");
     let times = DAMAGED.len() + DAMAGED_ON_THE_WAY.len();
     let note = format!(
-        "Of three bots one had damaged rows in {times} sealed tables in turn: it was healed, or said so in `last_error`; the others answered within {:.1} s all the time.",
+        "Of three bots one had damaged rows in {times} sealed tables in turn: it was healed, or said so in `last_error`; the others answered within {:.1} s all the time, each message at the first attempt.",
         ward.slowest.as_secs_f64()
     );
     report::row("One sick bot", "damaged rows", times as u64, 0, &note);
@@ -284,11 +312,10 @@ async fn a_bot_without_device_or_account_says_so_and_others_go_on() -> Result<()
             }
         };
         ensure!(deleted.is_success(), "{what}: {deleted}");
-        let began = Instant::now();
         sick.human.send_text(&sick.room, "!ping").await.context("the sick bot's room")?;
-        unmarked(&other.ping().await?)?;
-        ensure!(began.elapsed() < UNSLOWED, "another bot took {:?}", began.elapsed());
+        unslowed(async || unmarked(&other.ping().await?)).await?;
         let sql = world.sql().await?;
+        unharmed(&sql, other.bot()).await?;
         // Whoever has no account is in no room, and hears of nothing before the next slow sweep.
         sqlx::query("UPDATE bots SET reconciled_at = NULL WHERE user_id = $1")
             .bind(sick.bot())
@@ -303,7 +330,8 @@ async fn a_bot_without_device_or_account_says_so_and_others_go_on() -> Result<()
             Ok(error.filter(|error| error.contains("run `greenshield bots repair`")))
         });
         said.await.with_context(|| format!("deleted {what}"))?;
-        unmarked(&other.ping().await?)?;
+        unslowed(async || unmarked(&other.ping().await?)).await?;
+        unharmed(&sql, other.bot()).await?;
     }
     report::row(
         "One sick bot",

@@ -111,14 +111,20 @@ impl Street {
         fate: Fate,
     ) -> Result<()> {
         let newcomer = self.newcomer().await?;
-        if table == "crypto_accounts" {
-            self.drain().await?;
-        }
         poll::until("everything to be pushed", PATIENCE, async || {
             Ok(self.village.scene.fake.is_pushed().then_some(()))
         })
         .await?;
+        let drains = table == "crypto_accounts";
+        if drains {
+            // It is also written for messages that are still to be taken in.
+            self.village.caught_up().await?;
+        }
         holds.arm(Some(table), 0, moment).await?;
+        if drains {
+            self.drain().await?;
+            ensure!(holds.reached(PATIENCE).await?, "no new one-time keys");
+        }
         let asked = self.ask().await?;
         ensure!(holds.reached(PATIENCE).await?, "nothing was written to {table}");
         self.village.scene.greenshield.kill9().await?;

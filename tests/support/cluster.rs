@@ -138,14 +138,18 @@ impl Cluster {
     pub fn limit_files(&self, bytes: Option<u64>) -> Result<()> {
         let server = self.server.as_ref().context("PostgreSQL is not running")?;
         let limit = bytes.map_or_else(|| "unlimited".to_owned(), |bytes| bytes.to_string());
-        let mut told = 0;
-        for pid in [server.pid()].into_iter().chain(children(server.pid())?) {
+        let tell = |pid: u32| {
             let mut prlimit = as_owner("prlimit");
             prlimit.args(["--pid", &pid.to_string(), &format!("--fsize={limit}:")]);
+            anyhow::Ok(prlimit.output()?.status.success())
+        };
+        // The server first: what it starts from now on has its limit.
+        let mut told = tell(server.pid())?;
+        for child in children(server.pid())? {
             // Some end just now.
-            told += usize::from(prlimit.output()?.status.success());
+            told |= tell(child)?;
         }
-        ensure!(told > 0, "no process of PostgreSQL could be limited");
+        ensure!(told, "no process of PostgreSQL could be limited");
         Ok(())
     }
 

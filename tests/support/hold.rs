@@ -25,6 +25,8 @@ BEGIN
     SELECT * INTO plan FROM storm.plan;
     IF plan.moment = TG_ARGV[0] AND COALESCE(plan.relation, TG_TABLE_NAME) = TG_TABLE_NAME THEN
         IF nextval('storm.hits') = plan.hit THEN
+            -- Who waits here, for everybody to see.
+            PERFORM set_config('application_name', COALESCE(current_setting('watch.name', TRUE), ''), TRUE);
             PERFORM pg_advisory_xact_lock_shared(71, 1);
         END IF;
     END IF;
@@ -107,6 +109,16 @@ impl Holds {
         })
         .await;
         Ok(reached.is_ok())
+    }
+
+    /// The setting `watch.name` of the connection that is held.
+    pub async fn held_name(&mut self) -> Result<String> {
+        let held = self.held().await?;
+        sqlx::query_scalar("SELECT application_name FROM pg_stat_activity WHERE pid = ANY($1)")
+            .bind(&held)
+            .fetch_one(&mut self.0)
+            .await
+            .context("nothing is held")
     }
 
     /// Lets go of what is held, greenshield being dead, and holds nothing from now on. Returns when

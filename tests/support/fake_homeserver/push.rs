@@ -82,7 +82,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
             continue;
         };
         loop {
-            let to = inner.lock().reach.next_transaction(&appservice);
+            let to = inner.lock().reach.next(&appservice);
             let put = put(&inner, &to, &id, body.to_string()).await;
             if put.is_ok_and(|(status, _)| status == 200) {
                 break;

@@ -18,8 +18,6 @@ pub struct Reach {
     /// Processes beside the one in the registration.
     others: Vec<String>,
     turn: usize,
-    /// Where the last transaction went.
-    last: String,
     /// After a failure nothing is sent before a ping: a homeserver that counts us as down.
     patient: bool,
     pinged: Arc<Notify>,
@@ -30,13 +28,6 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// Whom the next transaction goes to.
-    pub fn next_transaction(&mut self, to: &Appservice) -> Appservice {
-        let to = self.next(to);
-        self.last.clone_from(&to.url);
-        to
-    }
-
     /// Whom the next request goes to: each in turn, as from a balancer.
     pub fn next(&mut self, to: &Appservice) -> Appservice {
         self.turn += 1;
@@ -73,13 +64,6 @@ impl FakeHomeserver {
     /// There is one more process, which gets its share of the transactions.
     pub fn also_reach(&self, url: &str) {
         self.lock().reach.others.push(url.to_owned());
-    }
-
-    /// Which process the last transaction went to: 0 is the one in the registration.
-    pub fn last_reached(&self) -> usize {
-        let state = self.lock();
-        let Reach { others, last, .. } = &state.reach;
-        others.iter().position(|other| other == last).map_or(0, |other| other + 1)
     }
 
     /// From now on a transaction that failed is not tried again before greenshield asks to be pinged.
