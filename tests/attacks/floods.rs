@@ -10,10 +10,10 @@ use super::{
     tools::{addressed, peak_memory, unharmed},
 };
 use crate::{
-    fast::scene::{Bot, Scene},
+    fast::scene::{Bot, PATIENCE, Scene},
     support::{
         fake_homeserver::{End, Person},
-        report,
+        poll, report,
     },
 };
 
@@ -21,6 +21,9 @@ const TO_DEVICE: &str = "de.sorunome.msc2409.to_device";
 /// How many verifications a bot has under way in one room, and over to-device messages; and how many one
 /// human begins in ten minutes without bringing one to its end.
 const MOST: i64 = 32;
+/// How much lies before the bot when the one who asks without end lets it come up a little: others' words
+/// come in their turn, and so after all of it.
+const BACKLOG: usize = 300;
 /// A program that grows by more than this under a flood keeps what it should not, in MiB.
 const MEMORY: f64 = 60.0;
 
@@ -62,6 +65,14 @@ async fn one_member_who_asks_without_end_is_heeded_a_few_times() -> Result<()> {
         while asked < 2000 || !over.load(std::sync::atomic::Ordering::Relaxed) {
             mallory.say_event(&room, "m.room.message", &asking).await?;
             asked += 1;
+            if asked.is_multiple_of(100) {
+                poll::until("her requests to be taken up", PATIENCE, async || {
+                    let sql = "SELECT COUNT(*) FROM inbox";
+                    let left: i64 = sqlx::query_scalar(sql).fetch_one(&scene.sql).await?;
+                    Ok((left as usize + scene.fake.unpushed() <= BACKLOG).then_some(()))
+                })
+                .await?;
+            }
         }
         anyhow::Ok(())
     };

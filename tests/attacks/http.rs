@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 
@@ -285,35 +285,45 @@ async fn a_flood_of_attempts_is_limited_by_address_and_by_code() -> Result<()> {
         raw(&url, &request("POST", path, &[&forwarded, wrong], body.as_bytes())).await
     };
     let guess = json!({ "code": "gs-guess", "username": "fine" });
+    // One more becomes free every six seconds.
+    let most = |began: Instant| 10 + began.elapsed().as_secs() as usize / 6;
     for path in ["/signup/api", "/signup/api/crosssign"] {
-        let mut told = Vec::new();
+        let (mut told, began) = (Vec::new(), Instant::now());
         for _ in 0..30 {
             told.push(from("192.0.2.1", path, &guess).await?);
         }
-        let limited = told.iter().filter(|answer| answer.status == 429).collect::<Vec<_>>();
-        ensure!((19..=20).contains(&limited.len()), "{path}: {}", limited.len());
-        let head = limited[0].head.to_lowercase();
-        ensure!(head.contains("\r\nretry-after: "), "{head}");
-        ensure!(limited[0].json()["errcode"] == "M_LIMIT_EXCEEDED", "{:?}", limited[0]);
+        let heard = told.iter().filter(|answer| answer.status != 429).count();
+        ensure!((10..=most(began)).contains(&heard), "{path}: {heard} heard");
+        let limited =
+            told.iter().find(|answer| answer.status == 429).context("none was limited")?;
+        ensure!(limited.head.to_lowercase().contains("\r\nretry-after: "), "{limited:?}");
+        ensure!(limited.json()["errcode"] == "M_LIMIT_EXCEEDED", "{limited:?}");
         ensure!(from("192.0.2.2", path, &guess).await?.status != 429, "another address is free");
     }
-    // The page tells it, too.
+    // The page tells it, too, when what has become free meanwhile is used up.
     let form = b"code=x&username=y";
     let headers = ["X-Forwarded-For: 192.0.2.1", "Content-Type: application/x-www-form-urlencoded"];
-    let page = raw(&url, &request("POST", "/signup", &headers, form)).await?;
+    let submit = request("POST", "/signup", &headers, form);
+    let mut page = raw(&url, &submit).await?;
+    for _ in 0..10 {
+        if page.status != 429 {
+            page = raw(&url, &submit).await?;
+        }
+    }
     ensure!(page.status == 429 && page.head.to_lowercase().contains("retry-after"), "{page:?}");
 
     // A code that went from hand to hand: everybody has an address, and all together ten attempts.
     let first = json!({ "code": code, "username": "first" });
+    let began = Instant::now();
     ensure!(from("198.51.100.1", "/signup/api", &first).await?.status == 200);
-    let mut limited = 0;
+    let mut heard = 1;
     for n in 0..20 {
         let stolen = json!({ "code": code, "username": "first", "intro": n.to_string() });
         let answer = from(&format!("198.51.100.{}", n + 2), "/signup/api", &stolen).await?;
         ensure!(matches!(answer.status, 409 | 429), "{answer:?}");
-        limited += usize::from(answer.status == 429);
+        heard += usize::from(answer.status == 409);
     }
-    ensure!((10..=11).contains(&limited), "{limited}");
+    ensure!((10..=most(began)).contains(&heard), "{heard} heard of one code");
 
     // From more addresses than the 10,000 that are remembered: those that are too many count as one.
     // One attempt a minute each, so that none is forgotten meanwhile.
@@ -323,16 +333,21 @@ async fn a_flood_of_attempts_is_limited_by_address_and_by_code() -> Result<()> {
     scene.greenshield.restart().await?;
     let before = tools::memory(&mut scene.greenshield)?;
     let addresses = 10_500;
-    let (url, guess, began) = (scene.greenshield.public_url(), guess.to_string(), Instant::now());
+    // Quickly: on connections that are kept, and with a name for which nobody looks into the database.
+    let (http, url) =
+        (crate::support::http(), format!("{}/signup/api", scene.greenshield.public_url()));
+    let (misnamed, began) = (json!({ "code": "gs-guess", "username": "NO" }), Instant::now());
     let tried = stream::iter(0..addresses).map(async |n| {
-        let forwarded = format!("X-Forwarded-For: 10.1.{}.{}", n / 250, n % 250);
-        raw(&url, &request("POST", "/signup/api", &[&forwarded], guess.as_bytes())).await
+        let from = format!("10.1.{}.{}", n / 250, n % 250);
+        let tried = http.post(&url).header("X-Forwarded-For", from).json(&misnamed).send().await?;
+        let status = tried.status().as_u16();
+        tried.bytes().await?;
+        anyhow::Ok(status)
     });
-    let tried: Vec<Answer> = tried.buffer_unordered(8).try_collect().await?;
-    let (took, told) =
-        (began.elapsed(), |status| tried.iter().filter(|a| a.status == status).count());
+    let tried: Vec<u16> = tried.buffer_unordered(8).try_collect().await?;
+    let (took, told) = (began.elapsed(), |status| tried.iter().filter(|it| **it == status).count());
     ensure!(took < Duration::from_secs(60), "those who came first are forgotten after {took:?}");
-    let (heard, refused) = (told(403), told(429));
+    let (heard, refused) = (told(400), told(429));
     ensure!(heard + refused == tried.len(), "{heard} heard, {refused} refused");
     // The crowd has one attempt; a few may squeeze in while the last places are taken.
     ensure!((10_000..10_030).contains(&heard), "{heard} heard, {refused} refused");

@@ -52,6 +52,7 @@ async fn a_stranger_cannot_make_a_bot_look_at_them() -> Result<()> {
         message.as_object_mut().into_iter().for_each(|m| drop(m.remove("to_user_id")));
         scene.fake.send_to_device(&bot.user_id, &bot.device_id, &message);
     }
+    scene.ask_reconcile(&bot).await?;
     poll::until("all to be dropped, pushed and fetched", PATIENCE, async || {
         let dropped = scene.metric(DROPPED).await?;
         let fetched = scene.fake.inbox_len(&bot.user_id, &bot.device_id) == 0;
@@ -164,7 +165,7 @@ async fn a_flood_of_requests_leaves_a_bot_that_can_be_verified() -> Result<()> {
     })
     .await?;
     let rows = rows(&scene).await?;
-    ensure!(rows <= 40, "{rows} rows of {asked} requests");
+    ensure!((1..=40).contains(&rows), "{rows} rows of {asked} requests");
     let after = memory(&mut scene.greenshield)?;
     ensure!(after - before < 50.0, "{before} MiB before, {after} MiB after");
 

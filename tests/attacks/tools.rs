@@ -14,7 +14,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{fast::scene::Scene, support::greenshield::Greenshield};
+use crate::{
+    fast::scene::{STEP_PANICS, Scene},
+    support::greenshield::Greenshield,
+};
 
 /// A YAML file of greenshield's.
 pub fn yaml(path: &Path) -> Result<Value> {
@@ -73,7 +76,7 @@ pub fn forget_peak(greenshield: &mut Greenshield) -> Result<()> {
 
 /// Nothing panicked, and no bot is in trouble.
 pub async fn unharmed(scene: &Scene) -> Result<()> {
-    ensure!(scene.metric("greenshield_step_panics_total").await? == 0.0, "a step panicked");
+    ensure!(scene.metric(STEP_PANICS).await? == 0.0, "a step panicked");
     let log = log(&scene.greenshield)?;
     let panicked: Vec<&str> = log.lines().filter(|line| line.contains("panicked")).collect();
     ensure!(panicked.is_empty(), "{panicked:?}");

@@ -16,7 +16,7 @@ use greenshield::{
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::scene::{Bot, PATIENCE, Scene};
+use super::scene::{Bot, PATIENCE, STEP_PANICS, Scene};
 use crate::support::{self, fake_homeserver::Person, poll};
 
 static SICK: OnceLock<String> = OnceLock::new();
@@ -59,7 +59,6 @@ async fn a_step_that_panics_is_counted_and_costs_no_other_bot_and_no_message() -
 }
 
 async fn story(scene: &Scene, alice: &Person, sick: &Bot, others: &[Bot; 2]) -> Result<()> {
-    const PANICS: &str = "greenshield_step_panics_total";
     let ready = format!("{}/health/ready", scene.greenshield.operator_url());
     poll::until("it to be ready", PATIENCE, async || {
         let answer = support::http().get(&ready).send().await;
@@ -68,7 +67,7 @@ async fn story(scene: &Scene, alice: &Person, sick: &Bot, others: &[Bot; 2]) -> 
     .await?;
     let asked = alice.say(&sick.room, "!ping").await?;
     poll::until("a step to panic", PATIENCE, async || {
-        Ok((scene.metric(PANICS).await? >= 1.0).then_some(()))
+        Ok((scene.metric(STEP_PANICS).await? >= 1.0).then_some(()))
     })
     .await?;
     let said = scene.wait_text(
@@ -92,11 +91,7 @@ async fn story(scene: &Scene, alice: &Person, sick: &Bot, others: &[Bot; 2]) -> 
 
     CURED.store(true, Ordering::SeqCst);
     // Its turn comes again: sooner here than after a bug, which waiting does not cure.
-    let due = "WITH due AS (
-            UPDATE bot_queue SET due_at = NOW(), generation = generation + 1 RETURNING bot_id
-        )
-        SELECT pg_notify('greenshield_work', '') FROM due";
-    sqlx::query(due).execute(&scene.sql).await?;
+    scene.due_now().await?;
     alice.answer_to(&sick.room, &asked).await?;
     alice.ping(&sick.room).await?;
     let read = alice.read(&sick.room).await?;
@@ -109,7 +104,7 @@ async fn story(scene: &Scene, alice: &Person, sick: &Bot, others: &[Bot; 2]) -> 
     })
     .await?;
     let panicked = PANICKED.load(Ordering::SeqCst);
-    let counted = scene.metric(PANICS).await?;
+    let counted = scene.metric(STEP_PANICS).await?;
     ensure!((counted - panicked as f64).abs() < 0.1, "{counted} of {panicked} panics were counted");
     Ok(())
 }

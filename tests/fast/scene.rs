@@ -18,6 +18,9 @@ use crate::support::{
 /// No test waits for its end: what fails a few times in a row is tried again after as many seconds.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Steps that panicked: `panics.rs` sees it count.
+pub const STEP_PANICS: &str = "greenshield_step_panics_total";
+
 /// Dropped in this order.
 pub struct Scene {
     pub greenshield: Greenshield,
@@ -159,10 +162,29 @@ impl Scene {
         Ok(())
     }
 
-    /// A number of greenshield's metrics; 0 if it is not there.
+    /// Has everything that was put off tried again now.
+    pub async fn due_now(&self) -> Result<()> {
+        sqlx::query(
+            "WITH sends AS (
+                UPDATE outbox SET due_at = NOW() WHERE state = 'queued' RETURNING bot_id
+            ), woken AS (
+                UPDATE bot_queue SET due_at = NOW(), generation = generation + 1
+                FROM (SELECT COUNT(*) FROM sends) AS first
+                RETURNING bot_id
+            )
+            SELECT pg_notify('greenshield_work', '') FROM woken",
+        )
+        .execute(&self.sql)
+        .await?;
+        Ok(())
+    }
+
+    /// A number of greenshield's metrics; 0 until it is first counted, and under a name that is none:
+    /// whoever asserts 0 takes a name from here that another test sees count.
     pub async fn metric(&self, name: &str) -> Result<f64> {
         let url = format!("{}/metrics", self.greenshield.operator_url());
-        let metrics = crate::support::http().get(url).send().await?.text().await?;
+        let answer = crate::support::http().get(url).send().await?.error_for_status()?;
+        let metrics = answer.text().await?;
         let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
         Ok(value.unwrap_or_default())
     }

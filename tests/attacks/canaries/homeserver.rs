@@ -1,13 +1,13 @@
 //! A homeserver, or what stands before it, that repeats what it was sent.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::Story;
 use crate::{
     attacks::tools::token,
-    fast::scene::{Bot, PATIENCE},
+    fast::scene::{Bot, PATIENCE, sign_up},
     support::{
         fake_homeserver::{Fault, Person},
         poll,
@@ -30,8 +30,11 @@ impl Story {
         let page = format!("<html>{as_token}</html>");
         self.scene.fake.fault("/keys/query", 1, Fault::Answer { status: 502, body: page.clone() });
         self.scene.fake.fault("/sync", 1, Fault::Answer { status: 200, body: page });
+        alice.another_device("REFUSED").await?;
         alice.forget_key(&bot.room).await?;
         alice.ping(&bot.room).await?;
+        self.scene.ask_reconcile(bot).await?;
+        self.scene.fake.all_met().await?;
         self.scene.fake.heal();
         Ok(())
     }
@@ -51,17 +54,21 @@ impl Story {
         };
         always("/joined_rooms", json!({ "joined_rooms": as_token }));
         let code = self.code(alice)?;
-        let body = json!({ "code": code, "username": format!("{name}odd") });
-        let url = format!("{}/signup/api", self.scene.greenshield.public_url());
+        let username = format!("{name}odd");
+        let (url, caller) = (self.scene.greenshield.public_url(), (code.clone(), username.clone()));
         let mut signups = JoinSet::new();
-        signups.spawn(crate::support::http().post(url).json(&body).send());
+        signups.spawn(async move { sign_up(&url, &caller.0, &caller.1, None).await });
         let sql = "SELECT failure ->> 'error' FROM signups WHERE username = $1";
-        let error = self.scene.wait_text("a signup to fail", sql, &format!("{name}odd")).await?;
+        let error = self.scene.wait_text("a signup to fail", sql, &username).await?;
         ensure!(error.contains("its `joined_rooms`") && error.contains("our token"), "{error}");
         self.tell_of(bot)?;
         self.scene.fake.heal();
-        let answer = signups.join_next().await.context("a signup was begun")???;
-        ensure!(answer.status().is_success(), "{answer:?}");
+        // Whoever has waited in vain calls again, and that wakes the bot.
+        poll::until("the signup to be done", PATIENCE, async || {
+            let (status, _) = self.scene.sign_up(&code, &username, None).await?;
+            Ok((status == 200).then_some(()))
+        })
+        .await?;
 
         // In the shape that ruma reads, and in one that it passes on to matrix-sdk-crypto.
         let devices = json!({ &alice.user_id: { &alice.device_id: as_token } });
@@ -88,7 +95,7 @@ impl Story {
             self.tell_of(bot)?;
             self.scene.fake.heal();
             if !is_read {
-                alice.answer_to(&room, &asked).await?;
+                self.answered(alice, &room, &asked).await?;
             }
         }
 
@@ -104,6 +111,16 @@ impl Story {
         alice.forget_key(&bot.room).await?;
         alice.ping(&bot.room).await?;
         Ok(())
+    }
+
+    /// Until this is answered, however long it would be put off by now.
+    async fn answered(&self, alice: &Person, room: &str, asked: &str) -> Result<()> {
+        poll::until("an answer that was put off", PATIENCE, async || {
+            self.scene.due_now().await?;
+            let read = alice.read(room).await?;
+            Ok(read.iter().any(|read| read.answers.as_deref() == Some(asked)).then_some(()))
+        })
+        .await
     }
 
     /// Until greenshield has called this more often.

@@ -218,7 +218,8 @@ impl FakeHomeserver {
         row.map(|row| row.inbox.values().cloned().collect()).unwrap_or_default()
     }
 
-    pub(super) fn take_inbox(&self, user: &str, device: &str) -> Vec<Value> {
+    /// Takes it out.
+    pub fn take_inbox(&self, user: &str, device: &str) -> Vec<Value> {
         let mut state = self.lock();
         let row = state.devices.get_mut(&(user.to_owned(), device.to_owned()));
         row.map(|row| std::mem::take(&mut row.inbox).into_values().collect()).unwrap_or_default()

@@ -12,6 +12,9 @@ use super::{
     state::State,
 };
 
+/// How many room events Synapse puts into one transaction.
+const MOST_EVENTS: usize = 100;
+
 /// Where greenshield listens, and what each side shows the other.
 #[derive(Clone)]
 pub struct Appservice {
@@ -57,7 +60,8 @@ impl State {
     fn transaction(&mut self) -> Option<(Appservice, String, Value)> {
         let appservice = self.appservice.clone()?;
         let queue = &mut self.queue;
-        let events = if queue.held.events { Vec::new() } else { std::mem::take(&mut queue.events) };
+        let most = if queue.held.events { 0 } else { MOST_EVENTS };
+        let events: Vec<Value> = queue.events.drain(..most.min(queue.events.len())).collect();
         let to_device = std::mem::take(&mut queue.to_device);
         let changed = std::mem::take(&mut queue.changed);
         queue.in_flight = !(events.is_empty() && to_device.is_empty() && changed.is_empty());

@@ -35,7 +35,9 @@ impl Planned {
             self.skip -= 1;
             return None;
         }
-        self.left -= 1;
+        if self.left < usize::MAX {
+            self.left -= 1;
+        }
         Some((self.fault.clone(), Arc::clone(&self.met)))
     }
 }
