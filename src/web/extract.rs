@@ -3,12 +3,10 @@
 use std::time::Duration;
 
 use axum::{
-    body::Bytes,
-    extract::{
-        Form, FromRequest, FromRequestParts, Path, Request,
-        rejection::{BytesRejection, FormRejection},
-    },
+    body::{Body, Bytes},
+    extract::{Form, FromRequest, FromRequestParts, Path, Request, rejection::BytesRejection},
 };
+use bytes::BytesMut;
 use http::{StatusCode, request::Parts};
 use serde::de::DeserializeOwned;
 
@@ -39,10 +37,11 @@ pub struct MatrixForm<T>(pub T);
 impl<S: Send + Sync> FromRequest<S> for MatrixBytes {
     type Rejection = ApiError;
 
+    /// Copied together as it comes: a piece of it, be it one byte, keeps the 8 KiB that it was read into.
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let arrived = tokio::time::timeout(ARRIVAL, Bytes::from_request(request, state)).await;
+        let arrived = tokio::time::timeout(ARRIVAL, BytesMut::from_request(request, state)).await;
         match arrived.map_err(|_| too_slow())? {
-            Ok(bytes) => Ok(Self(bytes)),
+            Ok(bytes) => Ok(Self(bytes.freeze())),
             Err(rejection) => Err(unread(&rejection)),
         }
     }
@@ -52,10 +51,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for MatrixForm<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let arrived = tokio::time::timeout(ARRIVAL, Form::from_request(request, state)).await;
-        match arrived.map_err(|_| too_slow())? {
+        let (parts, body) = request.into_parts();
+        let request = Request::from_parts(parts.clone(), body);
+        let MatrixBytes(bytes) = MatrixBytes::from_request(request, state).await?;
+        let request = Request::from_parts(parts, Body::from(bytes));
+        match Form::from_request(request, state).await {
             Ok(Form(form)) => Ok(Self(form)),
-            Err(FormRejection::BytesRejection(rejection)) => Err(unread(&rejection)),
             // What it says may repeat what was sent.
             Err(_) => Err(ApiError::invalid_param("The form did not arrive whole: send it again")),
         }
