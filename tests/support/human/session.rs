@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use matrix_sdk::{
     Client, ClientBuilder,
     config::SyncSettings,
@@ -33,6 +33,9 @@ pub(super) async fn open(
         .send()
         .await
         .context("logging in")?;
+    // These ask for our own keys: an answer without an identity, if it came after the new one was made,
+    // would undo our trust in that, and no verification of ours would vouch for it.
+    client.encryption().wait_for_e2ee_initialization_tasks().await;
     bootstrap_cross_signing(&client, account).await.context("cross-signing")?;
 
     let log = Arc::new(RoomLog::default());
@@ -40,6 +43,9 @@ pub(super) async fn open(
     let settings = sync_settings();
     let first = client.sync_once(settings.clone().timeout(Duration::ZERO)).await?;
     log.receive(&client, first).await;
+    let own = client.user_id().context("logged in")?;
+    let identity = client.encryption().get_user_identity(own).await?;
+    ensure!(identity.is_some_and(|own| own.is_verified()), "{own} does not trust its own identity");
     let sync = tokio::spawn(sync_forever(client.clone(), settings, log.clone()));
     Ok((client, log, sync))
 }
