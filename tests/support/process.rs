@@ -108,7 +108,8 @@ impl Guarded {
         self.pid
     }
 
-    /// Sends a signal; `false` if the program is gone.
+    /// Sends a signal; `false` if the program is gone. Whoever is told to stand still does so when this
+    /// returns: on its way the signal lets the program's other threads run on.
     pub fn signal(&self, signal: Signal) -> bool {
         let name = match signal {
             Signal::Term => "-TERM",
@@ -117,11 +118,26 @@ impl Guarded {
             Signal::Stop => "-STOP",
             Signal::Cont => "-CONT",
         };
-        Command::new("kill")
+        let sent = Command::new("kill")
             .args([name, &self.pid.to_string()])
             .stderr(Stdio::null())
             .status()
-            .is_ok_and(|status| status.success())
+            .is_ok_and(|status| status.success());
+        while sent && matches!(signal, Signal::Stop) && self.moves() {
+            std::thread::yield_now();
+        }
+        sent
+    }
+
+    /// Whether any thread of the program is neither stopped nor dead.
+    fn moves(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten();
+        threads.flatten().any(|thread| {
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // After the name, which may contain anything.
+            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            state.is_some_and(|state| !"TtZX".contains(state))
+        })
     }
 
     /// Whether the program still runs.
