@@ -1,5 +1,7 @@
 //! What most scenes begin with: a human, a code, a bot, and the encrypted room that the bot opened.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
@@ -8,6 +10,9 @@ use crate::support::{
     poll, random,
     world::World,
 };
+
+/// When a human thinks that a bot has not heard: longer than it takes a bot to look for what was lost.
+const UNHEARD: Duration = Duration::from_secs(30);
 
 /// A human and the bot that was signed up with the human's code.
 pub struct Scene<'w> {
@@ -95,10 +100,27 @@ impl<'w> Scene<'w> {
         .await
     }
 
-    /// Asks for a verification and comes as far as the emoji: both sides' must agree. Returns the flow.
-    pub async fn compare(&self, via: Via<'_>) -> Result<String> {
+    /// Asks for a verification until the bot is ready for it; returns the flow. A busy Synapse can leave a
+    /// to-device message behind, and of a request nothing tells the bot: a human who sees nothing happen
+    /// breaks off and asks once more.
+    pub async fn ready(&self, via: Via<'_>) -> Result<String> {
+        let patience = if matches!(via, Via::Room(_)) { PATIENCE } else { UNHEARD };
+        let flow = self.human.request_verification(self.bot(), via).await?;
+        let ready = self.human.wait_verification(&flow, Phase::Ready, patience).await;
+        let Err(error) = ready else { return Ok(flow) };
+        if matches!(via, Via::Room(_)) {
+            return Err(error);
+        }
+        eprintln!("{} asks once more: {error:#}", self.human.user_id());
+        self.human.cancel_verification(&flow).await?;
         let flow = self.human.request_verification(self.bot(), via).await?;
         self.human.wait_verification(&flow, Phase::Ready, PATIENCE).await?;
+        Ok(flow)
+    }
+
+    /// Asks for a verification and comes as far as the emoji: both sides' must agree. Returns the flow.
+    pub async fn compare(&self, via: Via<'_>) -> Result<String> {
+        let flow = self.ready(via).await?;
         self.human.start_sas(&flow).await?;
         let ours = self.human.wait_verification(&flow, Phase::Sas, PATIENCE).await?;
         let theirs = self.wait_row("emoji").await?;

@@ -42,8 +42,7 @@ async fn emoji_that_do_not_match_cancel_on_both_sides(engine: Engine) -> Result<
 async fn a_human_may_cancel_at_any_time(engine: Engine) -> Result<()> {
     let scene = Scene::open(World::shared().await?, engine).await?;
     for via in [Via::Room(&scene.room), Via::ToDevice(scene.device())] {
-        let ready = scene.human.request_verification(scene.bot(), via).await?;
-        scene.human.wait_verification(&ready, Phase::Ready, PATIENCE).await?;
+        let ready = scene.ready(via).await?;
         cancel(&scene, &ready).await?;
         let emoji = scene.compare(via).await?;
         cancel(&scene, &emoji).await?;
