@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::tools::{forget_peak, peak_memory, unharmed};
 use crate::{
-    fast::scene::{Bot, Scene},
+    fast::scene::{Bot, PATIENCE, Scene},
     support::{
         fake_homeserver::{Delivery, Person},
         poll, random, report,
@@ -166,7 +166,7 @@ async fn a_poisoned_transaction_is_taken_in_and_stops_nobody() -> Result<()> {
         push(format!(r#"{{"de.sorunome.msc2409.to_device": [{}]}}"#, chunk.join(","))).await?;
     }
     alive(&alice, &[&bot, &other]).await?;
-    poll::until("the poisons to be digested", super::slow::PATIENCE, async || {
+    poll::until("the poisons to be digested", PATIENCE, async || {
         let left: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM inbox WHERE kind = 'to_device'")
             .fetch_one(&scene.sql)
             .await?;

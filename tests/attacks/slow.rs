@@ -15,11 +15,9 @@ use tokio::{
 
 use super::tools::{configure, forget_peak, peak_memory, raw, request, unharmed};
 use crate::{
-    fast::scene::Scene,
+    fast::scene::{PATIENCE, Scene},
     support::{fake_homeserver::Person, greenshield::Greenshield, poll, report},
 };
-
-pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// More than the public listener takes at a time.
 const STRANGERS: usize = 600;

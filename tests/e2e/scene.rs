@@ -104,16 +104,14 @@ impl<'w> Scene<'w> {
     /// to-device message behind, and of a request nothing tells the bot: a human who sees nothing happen
     /// breaks off and asks once more.
     pub async fn ready(&self, via: Via<'_>) -> Result<String> {
-        let patience = if matches!(via, Via::Room(_)) { PATIENCE } else { UNHEARD };
-        let flow = self.human.request_verification(self.bot(), via).await?;
-        let ready = self.human.wait_verification(&flow, Phase::Ready, patience).await;
-        let Err(error) = ready else { return Ok(flow) };
-        if matches!(via, Via::Room(_)) {
-            return Err(error);
+        let mut flow = self.human.request_verification(self.bot(), via).await?;
+        if matches!(via, Via::ToDevice(_))
+            && let Err(error) = self.human.wait_verification(&flow, Phase::Ready, UNHEARD).await
+        {
+            eprintln!("{} asks once more: {error:#}", self.human.user_id());
+            self.human.cancel_verification(&flow).await?;
+            flow = self.human.request_verification(self.bot(), via).await?;
         }
-        eprintln!("{} asks once more: {error:#}", self.human.user_id());
-        self.human.cancel_verification(&flow).await?;
-        let flow = self.human.request_verification(self.bot(), via).await?;
         self.human.wait_verification(&flow, Phase::Ready, PATIENCE).await?;
         Ok(flow)
     }

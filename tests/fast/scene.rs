@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use url::Url;
 
+pub use crate::support::fake_homeserver::PATIENCE;
 use crate::support::{
     fake_homeserver::{FakeHomeserver, Person, Read},
     greenshield::Greenshield,
@@ -14,9 +15,6 @@ use crate::support::{
     postgres::{self, Database},
     random,
 };
-
-/// No test waits for its end: what fails a few times in a row is tried again after as many seconds.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Steps that panicked: `panics.rs` sees it count.
 pub const STEP_PANICS: &str = "greenshield_step_panics_total";

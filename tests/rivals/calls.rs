@@ -243,12 +243,10 @@ fn set(fake: &FakeHomeserver, calls: &[(&str, usize)], fault: &Fault) -> Vec<Tra
 
 /// Until all of them have come, and met their fault; how many they were.
 async fn sprung(traps: Vec<Trap>) -> Result<usize> {
-    let mut met = 0;
-    for trap in traps {
+    for trap in &traps {
         trap.sprung().await?;
-        met += 1;
     }
-    Ok(met)
+    Ok(traps.len())
 }
 
 fn ended_well(path: &str, calls: &[Seen]) -> Result<()> {

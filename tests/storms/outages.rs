@@ -187,19 +187,28 @@ async fn away(cluster: &mut Cluster, fake: &FakeHomeserver, trouble: Trouble) ->
     cluster.up().await
 }
 
-/// A 5xx or no answer, for as long as nothing can be stored.
+/// A 5xx or no answer, time and again, for as long as nothing can be stored.
 async fn nothing_is_taken(fake: &FakeHomeserver, time: Duration) -> Result<()> {
     // What was committed before has been answered when the next one is refused: they come one by one.
+    refuses(fake).await?;
+    let (taken, began) = (fake.accepted(), Instant::now());
+    loop {
+        refuses(fake).await?;
+        ensure!(!fake.is_pushed(), "nobody has said anything");
+        ensure!(fake.accepted() == taken, "a transaction was taken while nothing could be stored");
+        if began.elapsed() >= time {
+            return Ok(());
+        }
+    }
+}
+
+/// Until one more transaction is refused.
+async fn refuses(fake: &FakeHomeserver) -> Result<()> {
     let refused = fake.refused();
     poll::until("a transaction to be refused", PATIENCE, async || {
         Ok((fake.refused() > refused).then_some(()))
     })
-    .await?;
-    let taken = fake.accepted();
-    tokio::time::sleep(time).await;
-    ensure!(!fake.is_pushed(), "nobody has said anything");
-    ensure!(fake.accepted() == taken, "a transaction was taken while nothing could be stored");
-    Ok(())
+    .await
 }
 
 /// Nothing gets beyond so many bytes of a file until a transaction was refused for it: of the tables, or of

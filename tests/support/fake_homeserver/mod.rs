@@ -36,7 +36,7 @@ use tokio::{net::TcpListener, sync::Notify, task::JoinSet};
 use self::{call::Call, state::State, trap::Planned};
 pub use self::{
     call::Seen,
-    person::{Person, Read},
+    person::{PATIENCE, Person, Read},
     push::Delivery,
     trap::Trap,
     verifying::End,

@@ -26,7 +26,8 @@ use greenshield::homeserver::{Actor, Homeserver};
 
 pub(super) const DECRYPTION: DecryptionSettings =
     DecryptionSettings { sender_device_trust_requirement: TrustRequirement::Untrusted };
-pub(super) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+/// No test waits for its end: what fails a few times in a row is tried again after as many seconds.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// A message that was decrypted.
 #[derive(Clone, Debug)]

@@ -200,9 +200,11 @@ impl FakeHomeserver {
     pub fn all_pushed(&self) -> Option<usize> {
         let state = self.lock();
         let queue = &state.queue;
-        let waits =
-            !(queue.events.is_empty() && queue.to_device.is_empty() && queue.changed.is_empty());
-        (!waits && !queue.in_flight).then_some(queue.accepted)
+        let is_pushed = queue.events.is_empty()
+            && queue.to_device.is_empty()
+            && queue.changed.is_empty()
+            && !queue.in_flight;
+        is_pushed.then_some(queue.accepted)
     }
 
     /// [`FakeHomeserver::all_pushed`] while events are held back.
